@@ -1,0 +1,191 @@
+"""The HTTP API of a detserver, as typed calls."""
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from detbench.errors import MalformedOutput, ServerError
+from detbench.results import ModelWeights
+
+
+class Response(BaseModel):
+    """A response of the server. Unknown fields are ignored: a newer server may answer more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelDetections(Response):
+    """What one model found in one image.
+
+    `boxes` are x1, y1, x2, y2 in pixels of the upright image, `scores` in [0, 1] and descending, `labels` class ids
+    from 1; the three have one entry per detection.
+    """
+
+    model_name: str
+    boxes: list[tuple[float, float, float, float]]
+    scores: list[float]
+    labels: list[int]
+    inference_time_ms: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.boxes) == len(self.scores) == len(self.labels):
+            raise ValueError(f"{self.model_name}: boxes, scores and labels differ in length")
+        if not all(math.isfinite(v) for v in (*self.scores, *(c for box in self.boxes for c in box))):
+            raise ValueError(f"{self.model_name}: a NaN or an infinity among boxes or scores")
+        return self
+
+
+class Inference(Response):
+    """The answer of `POST /infer`."""
+
+    implementation: str
+    model_set: str
+    total_inference_time_ms: float
+    timings_ms: dict[str, float]
+    batch_size: int
+    detections: list[ModelDetections]
+
+
+class ImplementationStatus(Response):
+    """One entry of `GET /implementations`."""
+
+    name: str
+    description: str
+    exact: bool
+    precision: str
+    model_sets: list[str]
+    loaded: list[str]
+    unavailable: str | None = None
+
+
+class ModelSetStatus(Response):
+    """The detectors of one model set; `models` says where the weights come from once they were loaded."""
+
+    name: str
+    models: list[ModelWeights]
+
+
+class Health(Response):
+    """The answer of `GET /health`."""
+
+    status: str
+    device: str
+    device_name: str
+    driver: str | None
+    versions: dict[str, str]
+    cpu_count: int
+    torch_threads: int
+    platform: str
+    revision: str | None
+    clocks_mhz: dict[str, int] | None
+    settings: dict[str, str | int | float | bool | None]
+
+
+class VramStatus(Response):
+    """The answer of `GET /vram`, in MB (10^6 bytes); None where there is no GPU."""
+
+    device: str
+    allocated_mb: float | None
+    reserved_mb: float | None
+    peak_mb: float | None
+    device_used_mb: float | None
+    device_total_mb: float | None
+
+
+class Loaded(Response):
+    """The answer of `POST /implementations/{impl}/load`."""
+
+    implementation: str
+    model_set: str
+    load_s: float
+
+
+class ServerClient:
+    """Calls one detserver. A context manager; every call raises `ServerError` with the server's own reason."""
+
+    def __init__(self, host: str, timeout_s: float = 600.0) -> None:
+        self.host = host.rstrip("/")
+        self._http = httpx.Client(base_url=self.host, timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def health(self) -> Health:
+        """Status, device and versions."""
+        return Health.model_validate(self._call("GET", "/health"))
+
+    def ready(self) -> None:
+        """Return when the preloaded implementations can serve; raise `ServerError` with the reason when not."""
+        self._call("GET", "/ready")
+
+    def implementations(self) -> list[ImplementationStatus]:
+        """All implementations that the server knows, those that cannot run here among them."""
+        return [ImplementationStatus.model_validate(row) for row in self._call("GET", "/implementations")]
+
+    def model_set(self, name: str) -> ModelSetStatus:
+        """The models of a set with their weights, which the server builds for this call if it has not yet."""
+        return ModelSetStatus.model_validate(self._call("GET", f"/model-sets/{name}"))
+
+    def vram(self) -> VramStatus:
+        """GPU memory now, and its peak since the last reset."""
+        return VramStatus.model_validate(self._call("GET", "/vram"))
+
+    def reset_vram_peak(self) -> None:
+        """Start a new peak."""
+        self._call("POST", "/vram/reset")
+
+    def load(self, implementation: str, model_set: str) -> Loaded:
+        """Load an implementation; returns when it can serve."""
+        return Loaded.model_validate(
+            self._call("POST", f"/implementations/{implementation}/load", params={"model_set": model_set})
+        )
+
+    def unload(self, implementation: str, model_set: str) -> None:
+        """Unload an implementation and give its memory back."""
+        self._call("POST", f"/implementations/{implementation}/unload", params={"model_set": model_set})
+
+    def infer(self, implementation: str, model_set: str, image: bytes, content_type: str) -> Inference:
+        """Detections of every model of the set in one encoded image.
+
+        Raises:
+            MalformedOutput: lists of different length, a NaN or an infinity.
+        """
+        answer = self._call(
+            "POST",
+            f"/infer/{implementation}",
+            params={"model_set": model_set},
+            content=image,
+            headers={"Content-Type": content_type},
+        )
+        try:
+            return Inference.model_validate(answer)
+        except ValidationError as error:
+            raise MalformedOutput(f"{implementation}: {error.errors()[0]['msg']}") from error
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        try:
+            response = self._http.request(method, path, params=params, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            raise ServerError(f"no answer from {self.host}{path}: {error or type(error).__name__}") from error
+        if response.is_success:
+            return response.json()
+        try:
+            detail = response.json()["detail"]
+        except (ValueError, KeyError, TypeError):
+            detail = response.text[:200]
+        raise ServerError(f"{method} {path} answered {response.status_code}: {detail}")

@@ -1,0 +1,1 @@
+"""The subcommands of `detbench`: each module has NAME, SUMMARY, DESCRIPTION, configure(parser) and execute(options)."""

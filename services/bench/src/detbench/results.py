@@ -1,0 +1,188 @@
+"""What a sweep measured: the schema of `results.json`, which the runner writes and every exporter reads.
+
+Times are seconds and sizes bytes, unless a name says otherwise: `_ms` and `_mb` are for people.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WeightsSource = Literal["pretrained", "local", "random"]
+
+
+class Record(BaseModel):
+    """A frozen record; unknown fields are an error, so that a typo cannot lose a measurement."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelWeights(Record):
+    """One detector of a model set and where its weights come from."""
+
+    model_name: str
+    architecture: str = Field(description="effdet's name of the architecture, e.g. tf_efficientdet_d0")
+    num_classes: int
+    image_size: int = Field(description="side of the square network input, pixels")
+    source: WeightsSource
+    fingerprint: str = Field(description="SHA-256 of names and values of all parameters and buffers, hex")
+
+
+class Environment(Record):
+    """The machine and the software that answered."""
+
+    device: str = Field(description="torch's name of the device: cpu, cuda:0")
+    device_name: str
+    driver: str | None = Field(description="version of the GPU driver; None without a GPU")
+    versions: dict[str, str] = Field(description="package to version, `python` among them")
+    cpu_count: int
+    torch_threads: int
+    platform: str
+    git_revision: str | None
+    clocks_mhz: dict[str, int] | None = Field(default=None, description="GPU clocks at the start; None without a GPU")
+
+
+class Settings(Record):
+    """What the sweep was asked to do."""
+
+    implementations: list[str]
+    model_set: str
+    users: list[int]
+    duration_s: float
+    warmup_requests: int
+    dataset: str
+    images: int
+    host: str
+    server: dict[str, str | int | float | bool | None] = Field(
+        default_factory=dict, description="the server's own settings, as it reports them"
+    )
+
+
+class Latency(Record):
+    """Client-side latency of the successful requests of one run, in ms, from a histogram of 0.1 % resolution."""
+
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class Load(Record):
+    """What the load generator measured in the window between the end of the warm-up and the last response."""
+
+    window_s: float
+    requests: int = Field(description="responses within the window, successful or not")
+    failures: int
+    rps: float = Field(description="successful responses per second of the window")
+    latency: Latency | None = Field(description="None when no request succeeded")
+    stages_ms: dict[str, float] = Field(description="mean of each server-side stage, from the responses' timings_ms")
+    batch_size_mean: float | None
+    errors: dict[str, int] = Field(description="reason to count")
+    histogram: str = Field(description="HdrHistogram of latency in microseconds, base64 of its V2 encoding")
+    generator_cpu_percent: float = Field(description="CPU of the load generator's process; 100 is one core")
+
+
+class Vram(Record):
+    """GPU memory after a run with one implementation loaded, in MB (10^6 bytes); None where there is no GPU."""
+
+    allocated_mb: float | None
+    reserved_mb: float | None
+    peak_mb: float | None
+    device_used_mb: float | None
+
+
+class MeasurementWarning(Record):
+    """A doubt about a measurement: a name to search for, what was seen, and what to do about it."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+class Run(Record):
+    """One measured load against one implementation at one number of users."""
+
+    implementation: str
+    model_set: str
+    users: int
+    status: Literal["ok", "failed", "not_run"]
+    reason: str | None = Field(default=None, description="why a run failed or was not made")
+    warnings: list[MeasurementWarning] = Field(default_factory=list)
+    started: datetime | None = None
+    ended: datetime | None = None
+    load: Load | None = None
+    vram: Vram | None = None
+
+
+class ErrorFigures(Record):
+    """Output error against the reference, over detections with score >= 0.1. Definitions: docs/measuring.md."""
+
+    boxes_mse: float = Field(description="px²")
+    scores_mse: float
+    labels_accuracy: float
+    mean_iou: float = Field(description="of the assigned pairs; 0 where there is none and something was to be found")
+    pairs: int
+    missed: int
+    spurious: int
+    reference_detections: int
+    candidate_detections: int
+
+
+class GroundTruth(Record):
+    """COCO mAP (IoU 0.50:0.95) against the dataset's annotations."""
+
+    map: float
+    map_baseline: float
+    difference: float
+
+
+class Gate(Record):
+    """Whether the outputs are those of the reference within float32 reassociation."""
+
+    passed: bool
+    reasons: list[str] = Field(default_factory=list, description="one line per figure out of its limit")
+
+
+class Comparison(Record):
+    """Output error of one implementation: per model of the set, and over all of them."""
+
+    implementation: str
+    model_set: str
+    exact: bool = Field(description="whether the implementation claims to give the reference's answers")
+    images: int
+    per_model: dict[str, ErrorFigures]
+    overall: ErrorFigures
+    ground_truth: dict[str, GroundTruth] = Field(
+        default_factory=dict, description="per model whose classes are the dataset's; empty without annotations"
+    )
+    gate: Gate
+
+
+class ImplementationInfo(Record):
+    """What the server says of an implementation, and what loading it took."""
+
+    name: str
+    description: str
+    exact: bool
+    precision: str
+    load_s: float | None = None
+
+
+class Sweep(Record):
+    """Everything that one `detbench run` measured."""
+
+    schema_version: Literal[1] = 1
+    started: datetime
+    ended: datetime | None = Field(description="None while the sweep runs, and for ever when it was killed")
+    settings: Settings
+    environment: Environment
+    weights: list[ModelWeights]
+    implementations: list[ImplementationInfo] = Field(default_factory=list)
+    runs: list[Run] = Field(default_factory=list)
+    comparisons: list[Comparison] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list, description="what ended badly, one line each; empty is success")
+
+    def comparison(self, implementation: str) -> Comparison | None:
+        """The comparison of `implementation`, or None where it was not compared."""
+        return next((c for c in self.comparisons if c.implementation == implementation), None)

@@ -1,0 +1,115 @@
+"""A detserver of our own, for a sweep on a machine where none runs: started, watched and ended here."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from detbench.errors import ServerError
+
+_TAIL_LINES = 15
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """`python -m detserver` on a free port of the loopback interface, with its output in a file.
+
+    A context manager: started on entry, ended on exit.
+
+    Args:
+        log: file that receives stdout and stderr; appended to, so that a restart keeps the story.
+        environment: settings of the server (`DETSERVER_*`), on top of this process's environment.
+    """
+
+    def __init__(self, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        self.host = ""
+        self._environment = dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        if self._process is None:
+            raise ServerError("the server was not started")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server; returns at once, see `wait_ready`."""
+        port = free_port()
+        self.host = f"http://127.0.0.1:{port}"
+        environment = os.environ | {"DETSERVER_HOST": "127.0.0.1", "DETSERVER_PORT": str(port)} | self._environment
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "detserver"], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self, timeout_s: float = 600.0, on_wait: Callable[[float], None] = lambda _: None) -> None:
+        """Wait until `GET /ready` answers 200.
+
+        Args:
+            timeout_s: how long at most, seconds.
+            on_wait: called about twice a second with the seconds waited so far.
+
+        Raises:
+            ServerError: the process ended, said that it cannot become ready, or the time is over.
+        """
+        start = time.monotonic()
+        while (waited := time.monotonic() - start) < timeout_s:
+            if not self.alive():
+                raise ServerError(f"the server ended while starting:\n{self.log_tail()}")
+            try:
+                answer = httpx.get(f"{self.host}/ready", timeout=5.0)
+                if answer.is_success:
+                    return
+                if answer.json().get("failed"):
+                    raise ServerError(f"the server cannot become ready: {answer.json()['detail']}")
+            except httpx.HTTPError:
+                pass  # not listening yet
+            on_wait(waited)
+            time.sleep(0.5)
+        raise ServerError(f"the server was not ready after {timeout_s:.0f} s:\n{self.log_tail()}")
+
+    def stop(self) -> None:
+        """End the process: politely, and after ten seconds by force."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def log_tail(self) -> str:
+        """The last lines of the log, with the exit status when the process has ended."""
+        lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log.exists() else []
+        status = None if self._process is None else self._process.poll()
+        ended = [] if status is None else [f"(exit status {status}; the whole log: {self.log})"]
+        return "\n".join([*lines, *ended])
