@@ -1,0 +1,298 @@
+"""Admission, batching, and the one thread that uses the device."""
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from detserver.errors import CannotRun, DetserverError, InferenceFailed, NotReady, OutOfMemory, QueueFull
+from detserver.implementations import Registry
+from detserver.implementations.base import BaseModelImpl, DetectionOutput
+from detserver.preprocess import PreparedImage
+from detserver.weights import WeightsStore
+from detserver.zoo import ModelSet
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Detections of one image, one output per model, and where the time went, in seconds.
+
+    `forward_s` and `postprocess_s` are those of the batch of `batch_size` images that this one was part of.
+    """
+
+    outputs: list[DetectionOutput]
+    queue_s: float
+    forward_s: float
+    postprocess_s: float
+    batch_size: int
+
+
+@dataclass
+class _Request:
+    implementation: type[BaseModelImpl]
+    model_set: ModelSet
+    image: PreparedImage
+    future: "Future[Answer]" = field(default_factory=Future)
+    submitted: float = field(default_factory=time.perf_counter)
+
+    @property
+    def key(self) -> Key:
+        return self.implementation.name, self.model_set.name
+
+
+@dataclass
+class _Call:
+    function: Callable[[], Any]
+    future: "Future[Any]" = field(default_factory=Future)
+
+
+class Engine:
+    """Runs implementations on one device, from one thread, in the order of arrival.
+
+    Args:
+        registry: the implementations there are.
+        weights: where they take their weights from.
+        device: where they run.
+        queue_size: requests in work at the same time, from admission to answer.
+    """
+
+    def __init__(self, registry: Registry, weights: WeightsStore, device: torch.device, queue_size: int) -> None:
+        self.registry = registry
+        self.device = device
+        self._weights = weights
+        self._queue_size = queue_size
+        self._in_work = 0
+        self._work: deque[_Request | _Call] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._loaded: dict[Key, BaseModelImpl] = {}
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    def start(self) -> None:
+        """Start the device thread."""
+        _use_ieee_float32()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what waits with `NotReady` and end the device thread after the batch in work."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait for the device now."""
+        return sum(isinstance(item, _Request) for item in tuple(self._work))
+
+    @property
+    def loaded(self) -> list[Key]:
+        """(implementation, model set) of what can serve at once."""
+        return list(self._loaded)
+
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        """Hold one of the places for requests in work; to be used from the event loop's thread only.
+
+        Raises:
+            QueueFull: all are taken.
+        """
+        if self._in_work >= self._queue_size:
+            raise QueueFull(f"{self._queue_size} requests are in work already; try again")
+        self._in_work += 1
+        try:
+            yield
+        finally:
+            self._in_work -= 1
+
+    def check(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> None:
+        """Raise `CannotRun` with the reason when `implementation` cannot run here, or not this set."""
+        if reason := implementation.unavailable_reason(self.device):
+            raise CannotRun(f"{implementation.name} cannot run on this device: {reason}")
+        if reason := implementation.unsupported_reason(model_set):
+            raise CannotRun(f"{implementation.name} cannot run {model_set.name}: {reason}")
+
+    async def infer(self, implementation: type[BaseModelImpl], model_set: ModelSet, image: PreparedImage) -> Answer:
+        """Detections of one image; what is not loaded yet is loaded first.
+
+        Raises:
+            CannotRun, OutOfMemory, InferenceFailed, NotReady: see there.
+        """
+        self.check(implementation, model_set)
+        request = _Request(implementation, model_set, image)
+        self._submit(request)
+        return await asyncio.wrap_future(request.future)
+
+    async def load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> float:
+        """Load an implementation; returns the seconds that it took, 0 when it was loaded already."""
+        self.check(implementation, model_set)
+        return await self.call(lambda: self._load(implementation, model_set))
+
+    async def unload(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> bool:
+        """Unload an implementation and give its memory back; returns whether it was loaded."""
+        return await self.call(lambda: self._unload((implementation.name, model_set.name)))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` in the device thread, after what waits there already."""
+        item = _Call(function)
+        self._submit(item)
+        result: T = await asyncio.wrap_future(item.future)
+        return result
+
+    def _submit(self, item: _Request | _Call) -> None:
+        with self._changed:
+            if self._stopping:
+                raise NotReady("the server is about to end")
+            self._work.append(item)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._work or self._stopping)
+                if self._stopping:
+                    break
+                batch = self._next_batch()
+            if isinstance(batch, _Call):
+                _complete(batch.future, batch.function)
+            else:
+                self._serve([request for request in batch if request.future.set_running_or_notify_cancel()])
+        for item in self._work:
+            item.future.set_exception(NotReady("the server is about to end"))
+        self._loaded.clear()
+
+    def _next_batch(self) -> _Call | list[_Request]:
+        """The first item and, of requests, those right behind it that can run with it: arrival order is kept."""
+        first = self._work.popleft()
+        if isinstance(first, _Call):
+            return first
+        batch = [first]
+        while len(batch) < first.implementation.max_batch_size and self._work:
+            following = self._work[0]
+            if isinstance(following, _Call) or following.key != first.key:
+                break
+            batch.append(following)
+            self._work.popleft()
+        return batch
+
+    def _serve(self, batch: list[_Request]) -> None:
+        if not batch:
+            return
+        first = batch[0]
+        try:
+            self._load(first.implementation, first.model_set)
+            with _failures(first.key):
+                answers = self._predict(self._loaded[first.key], batch)
+        except DetserverError as error:
+            for request in batch:
+                request.future.set_exception(error)
+            return
+        for request, answer in zip(batch, answers, strict=True):
+            request.future.set_result(answer)
+
+    def _predict(self, implementation: BaseModelImpl, batch: Sequence[_Request]) -> list[Answer]:
+        start = time.perf_counter()
+        outputs = implementation.predict_batch([request.image for request in batch])
+        implementation.synchronize()
+        elapsed = time.perf_counter() - start
+        stages = implementation.take_stages()
+        postprocess = stages.get("postprocess", 0.0)
+        forward = stages.get("forward", elapsed - postprocess)
+        _check_outputs(implementation.model_set, len(batch), outputs)
+        return [
+            Answer(output, start - request.submitted, forward, postprocess, len(batch))
+            for request, output in zip(batch, outputs, strict=True)
+        ]
+
+    def _load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> float:
+        key = implementation.name, model_set.name
+        if key in self._loaded:
+            return 0.0
+        start = time.perf_counter()
+        log.info("loading %s for %s", *key)
+        try:
+            with _failures(key):
+                self._loaded[key] = self._build(implementation, model_set)
+        except DetserverError as error:
+            # The frames of a failed load hold what it had built.
+            for each in (error, error.__cause__):
+                if each is not None:
+                    traceback.clear_frames(each.__traceback__)
+            self._give_memory_back()
+            raise
+        elapsed = time.perf_counter() - start
+        log.info("loaded %s for %s in %.1f s", *key, elapsed)
+        return elapsed
+
+    def _build(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> BaseModelImpl:
+        built = implementation(model_set, self._weights, self.device)
+        built.load()
+        built.synchronize()
+        return built
+
+    def _unload(self, key: Key) -> bool:
+        was_loaded = self._loaded.pop(key, None) is not None
+        self._give_memory_back()
+        if was_loaded:
+            log.info("unloaded %s for %s", *key)
+        return was_loaded
+
+    def _give_memory_back(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _failures(key: Key) -> Iterator[None]:
+    """Turn what an implementation raises into an answer; the log gets the traceback of what is not expected."""
+    try:
+        yield
+    except DetserverError:
+        raise
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise OutOfMemory(f"{key[0]} on {key[1]}: {reason}; unload another implementation") from error
+    except Exception as error:
+        log.exception("%s on %s failed", *key)
+        raise InferenceFailed(f"{key[0]} on {key[1]} failed: {type(error).__name__}: {error}") from error
+
+
+def _complete(future: "Future[Any]", function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _check_outputs(model_set: ModelSet, images: int, outputs: list[list[DetectionOutput]]) -> None:
+    names = [spec.name for spec in model_set.models]
+    if len(outputs) != images or any([output.model_name for output in per_image] != names for per_image in outputs):
+        raise InferenceFailed(f"not one output per image and model of {model_set.name}")
+    for output in (output for per_image in outputs for output in per_image):
+        if not (np.isfinite(output.boxes).all() and np.isfinite(output.scores).all()):
+            raise InferenceFailed(f"{output.model_name} answered a NaN or an infinity")
+
+
+def _use_ieee_float32() -> None:
+    """No TF32: cuDNN would use it for convolutions by default, and what is called exact would not be."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]

@@ -1,0 +1,115 @@
+"""Everything that can go wrong with a request, each class with the HTTP status that it is answered with."""
+
+
+class DetserverError(Exception):
+    """Base class. The message is one line for the client: what is wrong, and what to do about it."""
+
+    status = 500
+    retry_after_s: int | None = None
+
+
+class EmptyBody(DetserverError):
+    """Raised when a request that must carry an image carries nothing, or an empty file."""
+
+    status = 400
+
+
+class NotAnImage(DetserverError):
+    """Raised when the bytes are no image of an accepted format, are cut off, or are damaged."""
+
+    status = 400
+
+
+class MalformedForm(DetserverError):
+    """Raised when a body that calls itself a multipart form is not one."""
+
+    status = 400
+
+
+class ImageTooSmall(DetserverError):
+    """Raised when a side of the image would have no pixel left at a model's input size (8000x1, for example)."""
+
+    status = 400
+
+
+class BodyTimeout(DetserverError):
+    """Raised when a client takes too long to send its body."""
+
+    status = 408
+
+
+class UnknownImplementation(DetserverError):
+    """Raised when no implementation has the name that was asked for."""
+
+    status = 404
+
+
+class UnknownModelSet(DetserverError):
+    """Raised when no model set has the name that was asked for."""
+
+    status = 404
+
+
+class CannotRun(DetserverError):
+    """Raised when an implementation cannot run a model set, or cannot run on this device."""
+
+    status = 409
+
+
+class WeightsRefused(DetserverError):
+    """Raised when a weights file is not the model's: other keys, other shapes, a wrong checksum, not readable."""
+
+    status = 409
+
+
+class BodyTooLarge(DetserverError):
+    """Raised when a body has more bytes than the limit, before more than the limit was read."""
+
+    status = 413
+
+
+class ImageTooLarge(DetserverError):
+    """Raised when an image has more pixels than the limit, before any pixel was decoded."""
+
+    status = 413
+
+
+class UnsupportedMediaType(DetserverError):
+    """Raised when the body is neither a multipart form nor an image, by its Content-Type."""
+
+    status = 415
+
+
+class MissingField(DetserverError):
+    """Raised when a multipart form has no file in the field `file`."""
+
+    status = 422
+
+
+class QueueFull(DetserverError):
+    """Raised when as many requests as the limit allows are being worked on already."""
+
+    status = 429
+    retry_after_s = 1
+
+
+class NotReady(DetserverError):
+    """Raised while the preloaded implementations are loading, and when the server is about to end."""
+
+    status = 503
+    retry_after_s = 2
+
+
+class OutOfMemory(DetserverError):
+    """Raised when the device has no memory left for a load or a forward pass."""
+
+    status = 503
+    retry_after_s = 5
+
+
+class InferenceFailed(DetserverError):
+    """Raised when an implementation fails in load or predict, or answers a NaN or an infinity; the log has the rest."""
+
+
+class BadConfiguration(DetserverError):
+    """Raised at the start, when a setting or the file of model sets cannot be used."""

@@ -1,0 +1,132 @@
+"""The shapes of all responses; /docs shows them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+
+class Problem(BaseModel):
+    """The answer to every request that fails."""
+
+    detail: str = Field(description="one line: what is wrong, and what to do about it")
+
+
+class NotReadyProblem(Problem):
+    """Why the server cannot serve yet."""
+
+    failed: bool = Field(description="true when it never will: a preload failed, see `detail`")
+
+
+class Ready(BaseModel):
+    """The preloaded implementations can serve."""
+
+    ready: Literal[True] = True
+
+
+class ModelInfo(BaseModel):
+    """One detector of a model set, with its weights."""
+
+    model_name: str
+    architecture: str = Field(description="effdet's name")
+    num_classes: int
+    image_size: int = Field(description="side of the square network input, pixels")
+    source: Literal["pretrained", "local", "random"] | None = Field(description="null until the weights were needed")
+    fingerprint: str | None = Field(description="SHA-256 of names and values of the weights, hex")
+
+
+class ModelSetInfo(BaseModel):
+    """The detectors that run on every image."""
+
+    name: str
+    models: list[ModelInfo]
+
+
+class ImplementationInfo(BaseModel):
+    """One way of running the models."""
+
+    name: str
+    description: str
+    exact: bool = Field(description="whether it claims to give baseline's answers up to float32 reassociation")
+    precision: str
+    model_sets: list[str] = Field(description="the sets that it can run here")
+    loaded: list[str] = Field(description="the sets for which it can serve at once")
+    unavailable: str | None = Field(description="why it cannot run on this device; null where it can")
+
+
+class Health(BaseModel):
+    """Liveness, status and what this server is."""
+
+    status: Literal["ok", "loading", "failed"]
+    detail: str | None = Field(description="why it failed")
+    device: str = Field(description="torch's name: cpu, cuda:0")
+    device_name: str
+    driver: str | None = Field(description="version of the GPU driver")
+    clocks_mhz: dict[str, int] | None = Field(description="GPU clocks now")
+    cpu_count: int
+    torch_threads: int
+    platform: str
+    versions: dict[str, str]
+    revision: str | None = Field(description="git revision of the build")
+    settings: dict[str, str | int | float | bool | None]
+    model_sets: list[ModelSetInfo]
+    implementations: list[ImplementationInfo]
+
+
+class Vram(BaseModel):
+    """GPU memory in MB (10^6 bytes); nulls without a GPU."""
+
+    device: str
+    allocated_mb: float | None = Field(description="by torch's tensors")
+    reserved_mb: float | None = Field(description="by torch's allocator")
+    peak_mb: float | None = Field(description="most that was allocated since the last reset")
+    device_used_mb: float | None = Field(description="by all processes on the device (NVML)")
+    device_total_mb: float | None
+
+
+class Loaded(BaseModel):
+    """An implementation that can serve."""
+
+    implementation: str
+    model_set: str
+    load_s: float = Field(description="seconds that this load took; 0 when it was loaded already")
+
+
+class Unloaded(BaseModel):
+    """An implementation that is not loaded any more."""
+
+    implementation: str
+    model_set: str
+    was_loaded: bool
+
+
+class Timings(BaseModel):
+    """Where the time of one request went, ms. Forward and postprocess are those of the whole batch."""
+
+    decode: float
+    preprocess: float
+    queue: float
+    forward: float
+    postprocess: float
+
+
+class Detections(BaseModel):
+    """What one model found; at most 100, by descending score."""
+
+    model_name: str
+    boxes: list[Annotated[list[float], Field(min_length=4, max_length=4)]] = Field(
+        description="x1, y1, x2, y2 in pixels of the uploaded image, upright; x to the right, y down"
+    )
+    scores: list[float] = Field(description="in [0, 1]")
+    labels: list[int] = Field(description="class ids of the model, from 1")
+    inference_time_ms: float | None = Field(description="of this model alone; null where models run as one")
+
+
+class Inference(BaseModel):
+    """What every model of the set found in one image."""
+
+    implementation: str
+    model_set: str
+    total_inference_time_ms: float = Field(description="forward + postprocess of the batch")
+    timings_ms: Timings
+    batch_size: int = Field(description="images in the batch that this one was part of")
+    detections: list[Detections]

@@ -1,0 +1,52 @@
+"""Every setting of the server. Each is an environment variable, `DETSERVER_` and its name in capitals."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Serves several EfficientDet detectors at once. Each option is also an environment variable, DETSERVER_<NAME>."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DETSERVER_", cli_kebab_case=True, cli_implicit_flags=True, frozen=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on")
+    device: str = Field("auto", description="torch device: cpu, cuda, cuda:1; auto takes a GPU where there is one")
+    default_model_set: str = Field("mixed", description="model set of a request that names none")
+    model_sets_file: Path | None = Field(None, description="TOML file with model sets of your own")
+    preload: Annotated[list[str], NoDecode] = Field(
+        ["baseline", "invalid"],
+        description="what to load before the server is ready, comma-separated, each `name` or `name@model_set`",
+    )
+    data_dir: Path = Field(Path("data"), description="folder with weights/ (yours and downloaded) and cache/")
+    weights_download: bool = Field(True, description="download effdet's pretrained weights where no local file is")
+    weights_url: str | None = Field(None, description="base URL of a mirror of effdet's weights files")
+    seed: int = Field(0, ge=0, description="seed of the calibrated random weights, used where no others can be had")
+    torch_threads: int = Field(0, ge=0, description="threads of one torch operation; 0 leaves it to torch")
+    decode_threads: int = Field(2, ge=1, description="images decoded and preprocessed at the same time")
+    queue_size: int = Field(32, ge=1, description="requests in work at the same time; one more is answered 429")
+    max_upload_mb: float = Field(20, gt=0, description="largest accepted body, MB (10^6 bytes)")
+    max_megapixels: float = Field(50, gt=0, description="largest accepted image, megapixels")
+    body_timeout_s: float = Field(30, gt=0, description="seconds that a client may take to send its body")
+    revision: str | None = Field(None, description="git revision of the build, as reported by /health")
+    log_level: str = Field("info", description="debug, info, warning or error")
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @property
+    def weights_dir(self) -> Path:
+        """Weights files: the user's own, and those that were downloaded."""
+        return self.data_dir / "weights"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be made again, kept because making it takes long."""
+        return self.data_dir / "cache"

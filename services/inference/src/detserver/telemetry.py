@@ -1,0 +1,138 @@
+"""Every metric of the server, in one place."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from detserver.vram import VramMonitor
+
+# 1 ms to 60 s with a factor of 1.5, so that a percentile read off the buckets is never far off.
+LATENCY_BUCKETS_S = (*(0.001 * 1.5**step for step in range(28)), 60.0)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Telemetry:
+    """The metrics of one server, in a registry of their own.
+
+    Args:
+        implementations: whose requests are counted; with `model_sets`, the only values that label them.
+    """
+
+    def __init__(self, implementations: Iterable[str], model_sets: Iterable[str]) -> None:
+        self.registry = CollectorRegistry()
+        self._known = {*implementations, *model_sets}
+        self._requests = Counter(
+            "detserver_requests_total",
+            "Answered requests to /infer, by HTTP status",
+            ("implementation", "model_set", "status"),
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "detserver_request_duration_seconds",
+            "From the request's headers to its answer, of successful requests to /infer",
+            ("implementation", "model_set"),
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._stages = Histogram(
+            "detserver_stage_duration_seconds",
+            "Time of one stage of a successful request: decode, preprocess, queue, forward, postprocess",
+            ("implementation", "stage"),
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._batch_size = Histogram(
+            "detserver_batch_size",
+            "Images in the batch that a successful request was part of",
+            ("implementation",),
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self._rejected = Counter(
+            "detserver_rejected_total",
+            "Requests to /infer that were not answered with detections, by the reason",
+            ("reason",),
+            registry=self.registry,
+        )
+
+    def answered(
+        self, implementation: str, model_set: str, stages_s: Mapping[str, float], batch_size: int, started: float
+    ) -> None:
+        """Count a successful request that began at `started` (`time.perf_counter`)."""
+        self._requests.labels(implementation, model_set, "200").inc()
+        self._duration.labels(implementation, model_set).observe(time.perf_counter() - started)
+        for stage, seconds in stages_s.items():
+            self._stages.labels(implementation, stage).observe(seconds)
+        self._batch_size.labels(implementation).observe(batch_size)
+
+    def rejected(self, implementation: str, model_set: str, status: int, reason: str) -> None:
+        """Count a request that failed. Names that the server does not know are counted as `unknown`."""
+        labels = [name if name in self._known else "unknown" for name in (implementation, model_set)]
+        self._requests.labels(*labels, str(status)).inc()
+        self._rejected.labels(reason).inc()
+
+    def watch(
+        self,
+        queue_depth: Callable[[], int],
+        loaded: Callable[[], list[tuple[str, str]]],
+        weights: Callable[[], list[tuple[str, str, str]]],
+        vram: VramMonitor,
+        build: Mapping[str, str],
+    ) -> None:
+        """Export what is read when it is asked for.
+
+        Args:
+            queue_depth: requests that wait for the device.
+            loaded: (implementation, model set) of what can serve.
+            weights: (model set, model, source) of the weights in use.
+            build: labels of `detserver_build_info`.
+        """
+        self.registry.register(_State(queue_depth, loaded, weights, vram, build))
+
+
+class _State(Collector):
+    def __init__(
+        self,
+        queue_depth: Callable[[], int],
+        loaded: Callable[[], list[tuple[str, str]]],
+        weights: Callable[[], list[tuple[str, str, str]]],
+        vram: VramMonitor,
+        build: Mapping[str, str],
+    ) -> None:
+        self._queue_depth = queue_depth
+        self._loaded = loaded
+        self._weights = weights
+        self._vram = vram
+        self._build = build
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily(
+            "detserver_queue_depth", "Requests that wait for the device", value=float(self._queue_depth())
+        )
+        loaded = GaugeMetricFamily(
+            "detserver_implementation_loaded",
+            "1 for each implementation that can serve at once",
+            labels=("implementation", "model_set"),
+        )
+        for key in self._loaded():
+            loaded.add_metric(key, 1.0)
+        yield loaded
+        weights = GaugeMetricFamily(
+            "detserver_weights_info",
+            "1 for each model whose weights were found; source is pretrained, local or random",
+            labels=("model_set", "model", "source"),
+        )
+        for row in self._weights():
+            weights.add_metric(row, 1.0)
+        yield weights
+        vram = GaugeMetricFamily("detserver_vram_bytes", "GPU memory; no sample without a GPU", labels=("kind",))
+        for kind, value in vars(self._vram.read()).items():
+            if value is not None:
+                vram.add_metric((kind,), float(value))
+        yield vram
+        build = GaugeMetricFamily("detserver_build_info", "Versions of this server", labels=tuple(self._build))
+        build.add_metric(tuple(self._build.values()), 1.0)
+        yield build
