@@ -1,0 +1,1 @@
+"""Load: the Locust file, usable by itself, and the driver that measures one run with it."""

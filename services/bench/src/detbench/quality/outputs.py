@@ -1,4 +1,4 @@
-"""Detections of one implementation for every image of a dataset: asking the server for them, and keeping them in a file."""
+"""Detections of one implementation for every image of a dataset: asking for them, and keeping them in a file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,0 +1,148 @@
+"""`detbench compare`: output error of implementations against the stored reference."""
+
+import argparse
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from detbench.atomic import write_atomically
+from detbench.client import ServerClient
+from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
+from detbench.datasets import Dataset
+from detbench.errors import MalformedOutput, ServerError
+from detbench.quality.compare import compare
+from detbench.quality.outputs import collect
+from detbench.quality.reference import Reference, load_reference
+from detbench.results import Comparison, ErrorFigures, GroundTruth
+from detbench.selection import select_implementations
+
+NAME = "compare"
+SUMMARY = "output error of implementations against the stored reference"
+DESCRIPTION = """\
+Asks implementations for every image and compares with the reference that `detbench reference` stored.
+Detections with score >= 0.1 are assigned one to one by overlap (IoU >= 0.5); what has no partner counts against
+a zero box and a zero score. The gate is what float32 reassociation leaves: boxes MSE < 1e-4 px², scores MSE < 1e-9,
+all labels equal, nothing missed, nothing spurious.
+
+  detbench compare --implementations baseline invalid --model-set mixed
+
+Exit status: 0 every implementation that claims to be exact is; 1 one is not, or failed; 2 nothing could be compared.
+"""
+
+_COMPARISONS = TypeAdapter(list[Comparison])
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        metavar="NAME",
+        help="what to compare; default: all that the server can run with the model set",
+    )
+    add_server_options(parser)
+    add_dataset_options(parser)
+    parser.add_argument(
+        "--gate",
+        choices=("exact", "all"),
+        default="exact",
+        help="who must pass the gate: those that claim to be exact, or all (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures; default: <outputs>/compare/<model set>.json")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Compare; returns the exit status."""
+    console = Console()
+    dataset = opened_dataset(options)
+    reference = load_reference(options.outputs_dir, options.model_set)
+    with connected(options, console) as client:
+        reference.check(client.model_set(options.model_set).models, dataset.photos)
+        comparisons, failures = _compare_all(client, options, dataset, reference, console)
+    path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
+    write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))
+    console.print(_table(comparisons))
+    for comparison in comparisons:
+        for reason in comparison.gate.reasons if comparison.exact or options.gate == "all" else ():
+            console.print(f"{comparison.implementation}: {reason}", markup=False, soft_wrap=True)
+    for failure in failures:
+        console.print(failure, style="red", markup=False, soft_wrap=True)
+    console.print(f"{len(dataset.photos)} images of {dataset.name}; {path}", markup=False, soft_wrap=True)
+    held = [each for each in comparisons if each.exact or options.gate == "all"]
+    return 0 if not failures and all(each.gate.passed for each in held) else 1
+
+
+def _compare_all(
+    client: ServerClient, options: argparse.Namespace, dataset: Dataset, reference: Reference, console: Console
+) -> tuple[list[Comparison], list[str]]:
+    comparisons, failures = [], []
+    chosen = select_implementations(client.implementations(), options.implementations, options.model_set)
+    with Progress(console=console, transient=True) as progress:
+        for status in chosen:
+            task = progress.add_task(status.name, total=len(dataset.photos))
+            try:
+                client.load(status.name, options.model_set)
+                outputs = collect(
+                    client, status.name, options.model_set, dataset.photos, lambda _, task=task: progress.advance(task)
+                )
+                comparisons.append(
+                    compare(
+                        reference.outputs_of(dataset.photos),
+                        outputs,
+                        implementation=status.name,
+                        model_set=options.model_set,
+                        exact=status.exact,
+                        weights=reference.manifest.weights,
+                        annotations=dataset.annotations,
+                    )
+                )
+                if options.model_set not in status.loaded:
+                    client.unload(status.name, options.model_set)
+            except (ServerError, MalformedOutput) as error:
+                failures.append(f"{status.name}: {error}")
+    return comparisons, failures
+
+
+def _table(comparisons: list[Comparison]) -> Table:
+    with_truth = any(comparison.ground_truth for comparison in comparisons)
+    table = Table(title="Output error against the reference")
+    for column in ("implementation", "model"):
+        table.add_column(column)
+    figures = ["boxes MSE (px²)", "scores MSE", "labels accuracy", "mean IoU", "missed", "spurious"]
+    for column in [*figures, *(["mAP", "mAP - baseline"] if with_truth else [])]:
+        table.add_column(column, justify="right")
+    table.add_column("gate")
+    for comparison in comparisons:
+        for name, each in comparison.per_model.items():
+            truth = _truth_cells(comparison.ground_truth.get(name)) if with_truth else []
+            table.add_row(comparison.implementation, name, *_figure_cells(each), *truth, "")
+        gate = "passed" if comparison.gate.passed else "failed"
+        claim = "" if comparison.exact else " (claims nothing)"
+        blank = ["", ""] if with_truth else []
+        table.add_row(
+            comparison.implementation,
+            "all",
+            *_figure_cells(comparison.overall),
+            *blank,
+            gate + claim,
+            end_section=True,
+        )
+    return table
+
+
+def _figure_cells(figures: ErrorFigures) -> list[str]:
+    return [
+        f"{figures.boxes_mse:.2e}",
+        f"{figures.scores_mse:.2e}",
+        f"{figures.labels_accuracy:.4f}",
+        f"{figures.mean_iou:.4f}",
+        str(figures.missed),
+        str(figures.spurious),
+    ]
+
+
+def _truth_cells(truth: GroundTruth | None) -> list[str]:
+    return ["n/a", "n/a"] if truth is None else [f"{truth.map:.4f}", f"{truth.difference:+.4f}"]

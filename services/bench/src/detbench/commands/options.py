@@ -1,0 +1,114 @@
+"""Options that several subcommands share, and what they stand for."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from detbench.client import ServerClient
+from detbench.datasets import Dataset, fetch, open_dataset
+from detbench.errors import DatasetError
+from detbench.revision import git_revision
+from detbench.server_process import ServerProcess
+
+
+def positive_int(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """`--host` and `--model-set`."""
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("BENCHMARK_HOST"),
+        help="base URL of a running server; without it one is started for this command (env BENCHMARK_HOST)",
+    )
+    parser.add_argument(
+        "--model-set",
+        default=os.environ.get("BENCHMARK_MODEL_SET", "mixed"),
+        help="detectors that run on every image (env BENCHMARK_MODEL_SET; default: %(default)s)",
+    )
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """`--dataset`, `--max-images`, `--data-dir` and `--outputs-dir`."""
+    parser.add_argument(
+        "--dataset",
+        default=os.environ.get("BENCHMARK_DATASET", "sample"),
+        help="name of a dataset, or a folder of images (env BENCHMARK_DATASET; default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-images",
+        type=positive_int,
+        default=os.environ.get("BENCHMARK_MAX_IMAGES", "100"),
+        help="use the first N images (env BENCHMARK_MAX_IMAGES; default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("BENCHMARK_DATA_DIR", "data"),
+        help="folder of datasets and weights (env BENCHMARK_DATA_DIR; default: %(default)s)",
+    )
+    parser.add_argument(
+        "--outputs-dir",
+        type=Path,
+        default=os.environ.get("BENCHMARK_OUTPUTS_DIR", "outputs"),
+        help="folder for what is made (env BENCHMARK_OUTPUTS_DIR; default: %(default)s)",
+    )
+
+
+def opened_dataset(options: argparse.Namespace) -> Dataset:
+    """The dataset of the options; `sample`, which needs no download, is put in place first.
+
+    Raises:
+        DatasetError: it is not there; the message says how to get it.
+    """
+    try:
+        return open_dataset(options.dataset, options.data_dir, options.max_images)
+    except DatasetError:
+        if options.dataset != "sample":
+            raise
+        fetch("sample", options.data_dir)
+        return open_dataset(options.dataset, options.data_dir, options.max_images)
+
+
+def own_server(log: Path, data_dir: Path) -> ServerProcess:
+    """A server for this command alone, with nothing loaded, so that one implementation at a time can be."""
+    environment = {"DETSERVER_PRELOAD": "", "DETSERVER_DATA_DIR": str(data_dir)}
+    if revision := git_revision():
+        environment["DETSERVER_REVISION"] = revision
+    return ServerProcess(log, environment)
+
+
+@contextmanager
+def connected(options: argparse.Namespace, console: Console) -> Iterator[ServerClient]:
+    """A client of `--host`, or of a server that is started now and ended after the block.
+
+    Raises:
+        ServerError: no server answers, or ours does not start.
+    """
+    if options.host:
+        with ServerClient(options.host) as client:
+            client.ready()
+            yield client
+        return
+    with own_server(options.outputs_dir / "server.log", options.data_dir) as process:
+        with console.status("starting the server"):
+            process.wait_ready()
+        with ServerClient(process.host) as client:
+            yield client

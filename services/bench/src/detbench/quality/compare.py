@@ -1,0 +1,102 @@
+"""Comparing the outputs of an implementation with the reference, and judging whether they are the same answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detbench.errors import MalformedOutput
+from detbench.quality.coco_map import Annotations
+from detbench.quality.matching import Detections, ErrorSums, total
+from detbench.quality.outputs import ImageOutput
+from detbench.results import Comparison, ErrorFigures, Gate, GroundTruth, ModelWeights
+
+# What float32 reassociation leaves, with room: boxes of up to 10^3 px in float32 have a resolution of 6e-5 px, and
+# logits that differ by 1e-5 change a score by 2.5e-6 at most.
+BOXES_MSE_LIMIT = 1e-4
+SCORES_MSE_LIMIT = 1e-9
+
+
+def compare(
+    reference: Sequence[ImageOutput],
+    candidate: Sequence[ImageOutput],
+    *,
+    implementation: str,
+    model_set: str,
+    exact: bool,
+    weights: Sequence[ModelWeights],
+    annotations: Path | None,
+) -> Comparison:
+    """Output error of `candidate`, per model of the set and over all of them.
+
+    Args:
+        reference: outputs of `baseline`, one per image.
+        candidate: outputs of `implementation` for the same images in the same order.
+        exact: whether the implementation claims the reference's answers.
+        weights: the models of the set.
+        annotations: COCO annotation file of the images, where there is one.
+
+    Raises:
+        MalformedOutput: other images, or an image without one of the models.
+    """
+    if [output.sha256 for output in reference] != [output.sha256 for output in candidate]:
+        raise MalformedOutput(f"the outputs of {implementation} are not of the reference's images")
+    sums = {model.model_name: _sums(reference, candidate, model.model_name) for model in weights}
+    figures = {name: each.figures() for name, each in sums.items()}
+    reasons = [reason for name, each in figures.items() for reason in _reasons(name, each)]
+    return Comparison(
+        implementation=implementation,
+        model_set=model_set,
+        exact=exact,
+        images=len(reference),
+        per_model=figures,
+        overall=total(sums.values()).figures(),
+        ground_truth=_ground_truth(reference, candidate, weights, annotations),
+        gate=Gate(passed=not reasons, reasons=reasons),
+    )
+
+
+def _sums(reference: Sequence[ImageOutput], candidate: Sequence[ImageOutput], model_name: str) -> ErrorSums:
+    sums = ErrorSums()
+    for ours, theirs in zip(reference, candidate, strict=True):
+        sums.add_image(_of_model(ours, model_name), _of_model(theirs, model_name))
+    return sums
+
+
+def _of_model(output: ImageOutput, model_name: str) -> Detections:
+    found = [answer for answer in output.detections if answer.model_name == model_name]
+    if len(found) != 1:
+        raise MalformedOutput(f"{output.image}: {len(found)} outputs of {model_name} instead of one")
+    return Detections.of(found[0])
+
+
+def _reasons(model_name: str, figures: ErrorFigures) -> list[str]:
+    reasons = []
+    if not figures.boxes_mse < BOXES_MSE_LIMIT:
+        reasons.append(f"{model_name}: boxes MSE {figures.boxes_mse:.1e} px² is not below {BOXES_MSE_LIMIT:.0e}")
+    if not figures.scores_mse < SCORES_MSE_LIMIT:
+        reasons.append(f"{model_name}: scores MSE {figures.scores_mse:.1e} is not below {SCORES_MSE_LIMIT:.0e}")
+    if figures.labels_accuracy != 1.0:
+        reasons.append(f"{model_name}: labels accuracy {figures.labels_accuracy:.4f} is not 1")
+    if figures.missed or figures.spurious:
+        reasons.append(f"{model_name}: {figures.missed} detections missed, {figures.spurious} spurious")
+    return reasons
+
+
+def _ground_truth(
+    reference: Sequence[ImageOutput],
+    candidate: Sequence[ImageOutput],
+    weights: Sequence[ModelWeights],
+    path: Path | None,
+) -> dict[str, GroundTruth]:
+    """mAP of the models whose classes are the dataset's: those with as many classes as its highest category id."""
+    if path is None:
+        return {}
+    annotations = Annotations(path)
+    found = {}
+    for model in weights:
+        if model.num_classes != annotations.classes:
+            continue
+        ours = annotations.mean_average_precision(reference, model.model_name)
+        theirs = annotations.mean_average_precision(candidate, model.model_name)
+        if ours is not None and theirs is not None:
+            found[model.model_name] = GroundTruth(map=theirs, map_baseline=ours, difference=theirs - ours)
+    return found

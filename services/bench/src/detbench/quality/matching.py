@@ -1,0 +1,149 @@
+"""Assigning the detections of two outputs to each other, and the output error that follows.
+
+Definitions: docs/measuring.md, "Output error".
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from detbench.client import ModelDetections
+from detbench.results import ErrorFigures
+
+SCORE_THRESHOLD = 0.1
+IOU_THRESHOLD = 0.5
+# A score may cross the threshold by float32 reassociation alone; within this distance that is no difference.
+SCORE_MARGIN = 1e-4
+
+# Random weights often find several classes at one anchor: boxes of IoU 1 with each other. Among equal IoUs the pair of
+# equal label and nearest score is meant; the weights are far below any difference in IoU that matters.
+_SAME_LABEL_BONUS = 1e-3
+_SCORE_PENALTY = 1e-4
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one model in one image as arrays: boxes (N, 4) x1 y1 x2 y2 in pixels, scores (N,), labels (N,)."""
+
+    boxes: Floats
+    scores: Floats
+    labels: Ints
+
+    @classmethod
+    def of(cls, answer: ModelDetections) -> "Detections":
+        """From a server's answer."""
+        return cls(
+            np.array(answer.boxes, dtype=np.float64).reshape(-1, 4),
+            np.array(answer.scores, dtype=np.float64),
+            np.array(answer.labels, dtype=np.int64),
+        )
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Detections":
+        """Those at which `mask` (N,) is true."""
+        return Detections(self.boxes[mask], self.scores[mask], self.labels[mask])
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def iou(first: Floats, second: Floats) -> Floats:
+    """Intersection over union of each box of `first` (N, 4) with each of `second` (M, 4): (N, M), 0 for empty boxes."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    intersection = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def assign(reference: Detections, candidate: Detections) -> tuple[Ints, Ints, Floats]:
+    """Assign detections one to one with maximum total IoU, pairs below `IOU_THRESHOLD` being no pairs.
+
+    Returns:
+        Indices into `reference`, indices into `candidate`, and the IoU of each pair.
+    """
+    overlaps = iou(reference.boxes, candidate.boxes)
+    same_label = reference.labels[:, None] == candidate.labels[None, :]
+    score_distance = np.abs(reference.scores[:, None] - candidate.scores[None, :])
+    worth = overlaps + _SAME_LABEL_BONUS * same_label - _SCORE_PENALTY * score_distance
+    rows, columns = linear_sum_assignment(np.where(overlaps >= IOU_THRESHOLD, worth, 0.0), maximize=True)
+    pairs = overlaps[rows, columns] >= IOU_THRESHOLD
+    rows, columns = rows[pairs].astype(np.int64), columns[pairs].astype(np.int64)
+    return rows, columns, overlaps[rows, columns]
+
+
+@dataclass
+class ErrorSums:
+    """Sums over images, from which `ErrorFigures` are made; those of several models can be added."""
+
+    squared_boxes: float = 0.0
+    squared_scores: float = 0.0
+    overlap: float = 0.0
+    pairs: int = 0
+    equal_labels: int = 0
+    missed: int = 0
+    spurious: int = 0
+    reference_detections: int = 0
+    candidate_detections: int = 0
+    label_places: int = 0
+
+    def add_image(self, reference: Detections, candidate: Detections) -> None:
+        """Count one image of one model."""
+        ours = reference.where(reference.scores >= SCORE_THRESHOLD)
+        theirs = candidate.where(candidate.scores >= SCORE_THRESHOLD)
+        rows, columns, overlaps = assign(ours, theirs)
+        left_ours = _left_over(ours, rows, candidate)
+        left_theirs = _left_over(theirs, columns, reference)
+        paired_ours, paired_theirs = ours.boxes[rows], theirs.boxes[columns]
+        for boxes in (paired_ours - paired_theirs, left_ours.boxes, left_theirs.boxes):
+            self.squared_boxes += float((boxes**2).mean(axis=1).sum())
+        for scores in (ours.scores[rows] - theirs.scores[columns], left_ours.scores, left_theirs.scores):
+            self.squared_scores += float((scores**2).sum())
+        self.overlap += float(overlaps.sum())
+        self.pairs += len(rows)
+        self.equal_labels += int((ours.labels[rows] == theirs.labels[columns]).sum())
+        self.missed += len(left_ours)
+        self.spurious += len(left_theirs)
+        # Detections that crossed the threshold by the margin count on neither side.
+        self.reference_detections += len(rows) + len(left_ours)
+        self.candidate_detections += len(rows) + len(left_theirs)
+        self.label_places += len(rows) + max(len(left_ours), len(left_theirs))
+
+    def figures(self) -> ErrorFigures:
+        """The figures; of nothing on either side they are those of equal outputs."""
+        items = self.pairs + self.missed + self.spurious
+        return ErrorFigures(
+            boxes_mse=self.squared_boxes / items if items else 0.0,
+            scores_mse=self.squared_scores / items if items else 0.0,
+            labels_accuracy=self.equal_labels / self.label_places if self.label_places else 1.0,
+            mean_iou=self.overlap / self.pairs if self.pairs else float(items == 0),
+            pairs=self.pairs,
+            missed=self.missed,
+            spurious=self.spurious,
+            reference_detections=self.reference_detections,
+            candidate_detections=self.candidate_detections,
+        )
+
+
+def total(sums: Iterable[ErrorSums]) -> ErrorSums:
+    """The sums of several models as one."""
+    result = ErrorSums()
+    for each in sums:
+        for name, value in vars(each).items():
+            setattr(result, name, getattr(result, name) + value)
+    return result
+
+
+def _left_over(detections: Detections, assigned: Ints, others: Detections) -> Detections:
+    """Those that are not assigned, but for those whose partner is among `others` just below the threshold."""
+    free = np.ones(len(detections), dtype=bool)
+    free[assigned] = False
+    just_below = others.where((others.scores < SCORE_THRESHOLD) & (others.scores >= SCORE_THRESHOLD - SCORE_MARGIN))
+    has_partner = (iou(detections.boxes, just_below.boxes) >= IOU_THRESHOLD).any(axis=1)
+    return detections.where(free & ~(has_partner & (detections.scores < SCORE_THRESHOLD + SCORE_MARGIN)))
