@@ -174,7 +174,7 @@ class Sweep(Record):
 
     schema_version: Literal[1] = 1
     started: datetime
-    ended: datetime | None = Field(description="None while the sweep runs, and for ever when it was killed")
+    ended: datetime | None = Field(default=None, description="None while it runs, and for ever when it was killed")
     settings: Settings
     environment: Environment
     weights: list[ModelWeights]

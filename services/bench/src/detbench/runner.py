@@ -1,6 +1,7 @@
 """The sweep: implementations x numbers of users, one implementation loaded at a time, every result on disk at once."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,7 +101,7 @@ class SweepRunner:
             self._progress.say(f"making a reference: {error}")
             client.load("baseline", plan.model_set)
             counted = self._counted(f"reference of {plan.model_set}", len(photos))
-            found = make_reference(client, plan.model_set, plan.dataset, plan.outputs_dir, lambda _: next(counted))
+            found = make_reference(client, plan.model_set, plan.dataset, plan.outputs_dir, lambda _: counted())
             client.unload("baseline", plan.model_set)
         write_outputs(self._run_dir / "detections" / "reference.json", found.outputs_of(photos))
         return found
@@ -117,7 +118,7 @@ class SweepRunner:
             for index in range(plan.warmup_requests):
                 photo = plan.dataset.photos[index % len(plan.dataset.photos)]
                 client.infer(status.name, plan.model_set, photo.path.read_bytes(), photo.content_type)
-                next(counted)
+                counted()
             for users in plan.users:
                 if self._add_run(client, status.name, users).status == "failed" and not self._alive():
                     return
@@ -171,7 +172,7 @@ class SweepRunner:
         assert self._reference is not None
         plan = self._plan
         counted = self._counted(f"{status.name}: comparing", len(plan.dataset.photos))
-        outputs = collect(client, status.name, plan.model_set, plan.dataset.photos, lambda _: next(counted))
+        outputs = collect(client, status.name, plan.model_set, plan.dataset.photos, lambda _: counted())
         write_outputs(self._run_dir / "detections" / f"{status.name}.json", outputs)
         comparison = compare(
             self._reference.outputs_of(plan.dataset.photos),
@@ -222,11 +223,10 @@ class SweepRunner:
             reason = self._reason(error) if isinstance(error, ServerError) else str(error)
             self._note_problem(f"{what}: {reason}")
 
-    def _counted(self, what: str, total: int) -> Iterator[int]:
-        """Each `next` shows one more of `total` as done."""
-        for done in range(1, total + 1):
-            self._progress.doing(f"{what}, {done} of {total}")
-            yield done
+    def _counted(self, what: str, total: int) -> Callable[[], None]:
+        """A function that shows one more of `total` as done with each call."""
+        numbers = itertools.count(1)
+        return lambda: self._progress.doing(f"{what}, {next(numbers)} of {total}")
 
     def _note_problem(self, problem: str) -> None:
         self._progress.say(f"problem: {problem}")

@@ -1,6 +1,7 @@
 """`detbench compare`: output error of implementations against the stored reference."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -9,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from detbench.atomic import write_atomically
-from detbench.client import ServerClient
+from detbench.client import ImplementationStatus, ServerClient
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
 from detbench.datasets import Dataset
 from detbench.errors import MalformedOutput, ServerError
@@ -82,11 +83,10 @@ def _compare_all(
     chosen = select_implementations(client.implementations(), options.implementations, options.model_set)
     with Progress(console=console, transient=True) as progress:
         for status in chosen:
-            task = progress.add_task(status.name, total=len(dataset.photos))
             try:
                 client.load(status.name, options.model_set)
                 outputs = collect(
-                    client, status.name, options.model_set, dataset.photos, lambda _, task=task: progress.advance(task)
+                    client, status.name, options.model_set, dataset.photos, _advancing(progress, status, dataset)
                 )
                 comparisons.append(
                     compare(
@@ -104,6 +104,11 @@ def _compare_all(
             except (ServerError, MalformedOutput) as error:
                 failures.append(f"{status.name}: {error}")
     return comparisons, failures
+
+
+def _advancing(progress: Progress, status: ImplementationStatus, dataset: Dataset) -> Callable[[str], None]:
+    task = progress.add_task(status.name, total=len(dataset.photos))
+    return lambda _: progress.advance(task)
 
 
 def _table(comparisons: list[Comparison]) -> Table:

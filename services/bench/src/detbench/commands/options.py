@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from detbench.client import ServerClient
-from detbench.datasets import Dataset, fetch, open_dataset
-from detbench.errors import DatasetError
+from detbench.datasets import Dataset, fetch_or_open
 from detbench.revision import git_revision
 from detbench.server_process import ServerProcess
 
@@ -73,18 +72,12 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def opened_dataset(options: argparse.Namespace) -> Dataset:
-    """The dataset of the options; `sample`, which needs no download, is put in place first.
+    """The dataset of the options.
 
     Raises:
         DatasetError: it is not there; the message says how to get it.
     """
-    try:
-        return open_dataset(options.dataset, options.data_dir, options.max_images)
-    except DatasetError:
-        if options.dataset != "sample":
-            raise
-        fetch("sample", options.data_dir)
-        return open_dataset(options.dataset, options.data_dir, options.max_images)
+    return fetch_or_open(options.dataset, options.data_dir, options.max_images)
 
 
 def own_server(log: Path, data_dir: Path) -> ServerProcess:

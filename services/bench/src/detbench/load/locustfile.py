@@ -26,8 +26,8 @@ from locust.exception import StopUser
 from pydantic import ValidationError
 
 from detbench.client import Inference, ServerClient
-from detbench.datasets import Photo, fetch, open_dataset
-from detbench.errors import DatasetError, DetbenchError, ServerError
+from detbench.datasets import fetch_or_open
+from detbench.errors import DetbenchError, ServerError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def prepare_workload(
         DatasetError: the dataset is not there; `sample` is fetched.
         ServerError: no answer, or the server refuses to load.
     """
-    photos = _open(dataset, data_dir, max_images)
+    photos = fetch_or_open(dataset, data_dir, max_images).photos
     with ServerClient(host) as client:
         client.load(implementation, model_set)
         names = tuple(model.model_name for model in client.model_set(model_set).models)
@@ -181,16 +181,6 @@ def prepare(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = 2
         if environment.runner is not None:
             environment.runner.quit()
-
-
-def _open(dataset: str, data_dir: Path, max_images: int) -> Sequence[Photo]:
-    try:
-        return open_dataset(dataset, data_dir, max_images).photos
-    except DatasetError:
-        if dataset != "sample":
-            raise
-        fetch("sample", data_dir)
-        return open_dataset(dataset, data_dir, max_images).photos
 
 
 def _rotate(images: Sequence[Image], by: int) -> Sequence[Image]:

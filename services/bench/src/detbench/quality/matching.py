@@ -59,7 +59,8 @@ def iou(first: Floats, second: Floats) -> Floats:
     intersection = np.clip(high - low, 0, None).prod(axis=2)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
     union = areas[0][:, None] + areas[1][None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    overlaps: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return overlaps
 
 
 def assign(reference: Detections, candidate: Detections) -> tuple[Ints, Ints, Floats]:

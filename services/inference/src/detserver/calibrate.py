@@ -1,0 +1,261 @@
+"""Random weights whose scores spread like a trained detector's, for when no trained ones can be had.
+
+effdet's own random initialisation gives logits that are equal to within about 1e-5, so top-k and NMS order are noise.
+Here the weights are drawn so that photographs of any contrast end in activations of about the same size, batch norm
+statistics come from procedural scenes, and the class head fires at a few places of every picture. The detections mean
+nothing; they depend on every layer, which is what a speed or parity measurement needs.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from effdet import create_model
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+_Array = npt.NDArray[np.float64]
+
+# Hidden head channels come in pairs that differ only in their batch norm bias: swish(z + d) - swish(z - d) is a soft
+# clip. It keeps a photograph's few strongest edges from deciding its top score. The difference is taken by the next
+# layer's weights, which leave 3 % of the slope so that no two strong responses become equal.
+_PAIR_SUBTRACTED = 0.97
+_PAIR_JITTER = 0.02
+_CLIP_GAIN, _CLIP_OFFSET = 2.0, 2.0
+
+# A channel of the class head's last layer is on at this many positions per level (P3 to P7) and image, and off where
+# it is exceeded at `_OFF_RATIO` times as many; in between its response climbs by `_STEP`, in units of swish's argument.
+# With half the rates some of the 117 photographs had no score above 0.9, with double ones some had over 100 boxes.
+_ON_RATES = (0.6, 0.6, 0.6, 0.5, 0.4)
+_OFF_RATIO = 5.0
+_STEP = 4.0
+
+# Logit of the preferred (anchor, class) outputs where their channel is off, and its rise where it is on at one cell
+# and all neighbours. The output falls by (rank / `_PREFERRED`)^2 down to `_LARGEST_DROP` for the others, so that the
+# number of detections does not grow with the number of classes.
+_OFF_LOGIT, _LOGIT_RISE = -7.5, 15.0
+_PREFERRED = 4.5
+_LARGEST_DROP = 13.0
+_MIXING = 0.05
+
+_SE_R, _SE_E, _SE_B = 4.0, 3.0, 1.0
+_BOX_STD = 0.2
+_CALIBRATION_PIXELS = 5 * 512**2
+
+
+def calibrated_state_dict(architecture: str, num_classes: int, seed: int) -> dict[str, torch.Tensor]:
+    """Draw the weights of an EfficientDet and calibrate them on procedural scenes.
+
+    Weights come from numpy's PCG64, the calibration runs in float64, and every statistic that it yields is rounded to
+    11 bits, so that the order of a sum (number of threads, CPU) does not show in the result.
+
+    Args:
+        architecture: effdet's model name, such as `tf_efficientdet_d0`; its heads must be separable (all D0 to D7 are).
+        num_classes: classes of the head, background not counted.
+        seed: another one gives another model. Architecture and number of classes count too.
+
+    Returns:
+        float32 state dict of `effdet.create_model(architecture, bench_task="", num_classes=num_classes)`.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, num_classes, *architecture.encode()]))
+    model = create_model(
+        architecture, bench_task="", num_classes=num_classes, pretrained=False, pretrained_backbone=False
+    )
+    model.double().eval()
+    _draw_body(model, rng)
+    for head in (model.class_net, model.box_net):
+        _draw_hidden_layers(head, rng)
+    # A kernel without a mean answers flat areas (sky, letterbox padding) alike: weakly. A level there would make
+    # thousands of equal scores.
+    kernels = model.class_net.conv_rep[-1].conv_dw.weight.data
+    kernels -= kernels.mean(dim=(2, 3), keepdim=True)
+
+    size: int = model.config.image_size[0]
+    responses, boxes = _normalise(model, _scenes(rng, size, math.ceil(_CALIBRATION_PIXELS / size**2)))
+    for norm, response, rate in zip(_last_norms(model.class_net), responses, _ON_RATES, strict=True):
+        _set_thresholds(norm, response, rate, rng)
+    _draw_class_outputs(model.class_net.predict, num_classes, rng)
+    scale = _rounded(_BOX_STD / torch.cat([level.flatten() for level in boxes]).std())
+    model.box_net.predict.conv_pw.weight.data *= scale
+    model.box_net.predict.conv_pw.bias.data *= scale
+    return {name: value.float() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+
+
+def _draw_body(model: nn.Module, rng: np.random.Generator) -> None:
+    """Set every convolution, batch norm and fusion weight, none of them to a neutral value.
+
+    Filters over several channels get a mean of zero: swish's outputs have a positive mean, which would otherwise
+    dominate the sums and, once batch norm subtracts it, amplify their rounding errors.
+    Squeeze-and-excite lowers its gates where activations are large, and so works as a gain control: with random signs
+    a photograph of twice the contrast had 10 times the standard deviation after the backbone, with these 1.7 times.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            weight = rng.standard_normal(module.weight.shape)
+            if name.endswith("se.conv_reduce"):
+                weight = _SE_R * np.abs(weight) / np.abs(weight).sum(axis=1, keepdims=True)
+            elif name.endswith("se.conv_expand"):
+                weight = -_SE_E * np.abs(weight) / np.abs(weight).sum(axis=1).mean()
+            else:
+                if weight.shape[1] > 1:
+                    weight -= weight.mean(axis=(2, 3) if weight.shape[2] > 1 else 1, keepdims=True)
+                weight /= math.sqrt(weight[0].size)
+            _assign(module.weight, weight)
+            if module.bias is not None:
+                spread, mean = (0.5, _SE_B) if name.endswith("se.conv_expand") else (0.3, 0.0)
+                _assign(module.bias, rng.normal(mean, spread, module.bias.shape))
+        elif isinstance(module, nn.BatchNorm2d):
+            _assign(module.weight, rng.uniform(0.6, 1.4, module.weight.shape))
+            _assign(module.bias, rng.normal(0, 0.3, module.bias.shape))
+        elif isinstance(getattr(module, "edge_weights", None), nn.Parameter):
+            _assign(module.edge_weights, rng.uniform(0.5, 1.5, module.edge_weights.shape))
+
+
+def _draw_hidden_layers(head: nn.Module, rng: np.random.Generator) -> None:
+    """Make every hidden layer of an effdet `HeadNet` a layer of soft clips, see `_PAIR_SUBTRACTED`."""
+    for repeat, (conv, norms) in enumerate(zip(head.conv_rep, head.bn_rep, strict=True)):
+        channels = conv.conv_pw.out_channels
+        kernels = rng.normal(0, 0.3, (channels // 2, 1, 3, 3))
+        kernels[:, :, 1, 1] += 1
+        _assign(conv.conv_dw.weight, np.repeat(kernels, 2, axis=0))
+        if repeat == 0:
+            mixture = rng.standard_normal((channels // 2, channels))
+            mixture -= mixture.mean(axis=1, keepdims=True)
+        else:
+            mixture = _of_pairs(rng.standard_normal((channels // 2, channels // 2)))
+        _assign(conv.conv_pw.weight, _jittered(np.repeat(mixture / math.sqrt(channels), 2, axis=0), rng))
+        for norm in norms:
+            _assign(norm.bn.weight, _CLIP_GAIN * np.repeat(rng.uniform(0.8, 1.2, channels // 2), 2))
+            offsets = np.tile((_CLIP_OFFSET, -_CLIP_OFFSET), channels // 2)
+            _assign(norm.bn.bias, offsets + np.repeat(rng.normal(0, 0.2, channels // 2), 2))
+
+
+def _normalise(model: nn.Module, scenes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Set all batch norm statistics in one pass, in which each layer already sees its predecessors' final ones.
+
+    Returns:
+        What the class head's last batch norms normalise, to mean 0 and variance 1 per channel, and the box head's
+        outputs: both per level, of shape (N, C, H, W).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches; there is one
+    inputs: list[torch.Tensor] = []
+    last_norms = _last_norms(model.class_net)
+    hooks = [norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for norm in last_norms]
+    with torch.no_grad():
+        _, boxes = model(scenes)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        norm.eval()
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            statistic.copy_(_rounded(statistic))
+    return [nn.functional.batch_norm(x, None, None, training=True) for x in inputs], boxes
+
+
+def _set_thresholds(norm: nn.BatchNorm2d, response: torch.Tensor, rate: float, rng: np.random.Generator) -> None:
+    """Turn a level's last batch norm into soft steps between two quantiles of its normalised input.
+
+    The quantiles are those of all channels together: a single one has too few responses in a handful of scenes.
+    """
+    channels = norm.num_features
+    of_pairs = response[:, ::2].flatten()
+    off, on = (
+        _rounded(of_pairs.topk(1 + int(positions * response.shape[0] * (channels // 2))).values[-1]).item()
+        for positions in (rate * _OFF_RATIO, rate)
+    )
+    gains = _STEP / (on - off) * np.repeat(rng.uniform(0.9, 1.1, channels // 2), 2)
+    _assign(norm.weight, gains)
+    _assign(norm.bias, np.tile((_STEP, 0.0), channels // 2) - gains * on)
+
+
+def _draw_class_outputs(predict: nn.Module, num_classes: int, rng: np.random.Generator) -> None:
+    """Let each (anchor, class) output follow one pair of channels, and all others a little."""
+    pairs = predict.conv_dw.in_channels // 2
+    outputs = predict.conv_pw.out_channels
+    kernels = 0.1 * np.abs(rng.standard_normal((pairs, 1, 3, 3)))
+    kernels[:, :, 1, 1] = 1
+    kernels /= kernels.sum(axis=(2, 3), keepdims=True)
+    _assign(predict.conv_dw.weight, np.repeat(kernels, 2, axis=0))
+    rank = rng.permutation(outputs)
+    mixture = _MIXING * rng.standard_normal((outputs, pairs))
+    mixture[np.arange(outputs), rank % pairs] += 1
+    _assign(predict.conv_pw.weight, _jittered(_of_pairs(mixture * _LOGIT_RISE / _STEP), rng))
+    drop = np.minimum((rank / _PREFERRED) ** 2, _LARGEST_DROP)
+    _assign(predict.conv_pw.bias, _OFF_LOGIT - drop + rng.normal(0, 0.3, outputs))
+
+
+def _scenes(rng: np.random.Generator, size: int, count: int) -> torch.Tensor:
+    """Normalised float64 pictures of shape (count, 3, size, size), from low to high contrast, letterboxed but the first.
+
+    They are dead leaves: shapes of radii r with density r^-3 that cover each other have the edges, the flat areas and
+    the 1/f spectrum of photographs (Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 41, 2001).
+    """
+    pictures = np.stack([_dead_leaves(rng, size, contrast) for contrast in np.geomspace(0.12, 0.4, count)])
+    pictures = (pictures - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
+    for index, share in enumerate(rng.uniform(0.55, 0.8, count)):
+        rows, columns = ((size, size), (int(size * share), size), (size, int(size * share)))[min(index, 1 + index % 2)]
+        pictures[index, rows:] = 0
+        pictures[index, :, columns:] = 0
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def _dead_leaves(rng: np.random.Generator, size: int, contrast: float) -> _Array:
+    """A picture of shape (size, size, 3) in [0, 1]; `contrast` is the standard deviation of the leaves' brightness."""
+
+    def colour() -> _Array:
+        return contrast * (rng.normal() + rng.normal(0, 0.35, 3))
+
+    axis = (np.arange(size) + 0.5) / size
+    slopes = rng.normal(0, contrast, 2)
+    picture = colour() + (slopes[0] * axis[:, None] + slopes[1] * axis)[:, :, None]
+    textures = [_texture(rng, size, slope) for slope in (0.9, 1.4)]
+    smallest, largest = 0.02, 0.5
+    for radius in (smallest**-2 - rng.uniform(size=150) * (smallest**-2 - largest**-2)) ** -0.5:
+        y, x, angle = rng.uniform(0, 1, 3) * (1, 1, math.pi)
+        window = tuple(slice(*np.searchsorted(axis, (c - 1.3 * radius, c + 1.3 * radius))) for c in (y, x))
+        dy, dx = axis[window[0], None] - y, axis[None, window[1]] - x
+        along = (dx * math.cos(angle) + dy * math.sin(angle)) / radius
+        across = (dy * math.cos(angle) - dx * math.sin(angle)) / (radius * rng.uniform(0.4, 1))
+        ellipse = rng.uniform() < 0.6
+        inside = along**2 + across**2 < 1 if ellipse else np.maximum(abs(along), abs(across)) < 0.9
+        roughness = contrast * rng.choice([0, 0.15, 0.5])
+        surface = rng.normal(0, 0.3 * contrast) * along + roughness * textures[rng.integers(2)][window]
+        picture[window][inside] = (colour() + surface[:, :, None])[inside]
+    picture += 0.15 * contrast * textures[0][:, :, None] + rng.uniform(0.35, 0.6) + rng.uniform(-0.1, 0.1, 3)
+    return picture.clip(0, 1)
+
+
+def _texture(rng: np.random.Generator, size: int, slope: float) -> _Array:
+    """Noise of shape (size, size) with an amplitude spectrum of frequency^-slope, mean 0 and standard deviation 1."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency[0, 0] = np.inf
+    phases = rng.standard_normal((2, *frequency.shape))
+    noise = np.fft.irfft2((phases[0] + 1j * phases[1]) * frequency**-slope, s=(size, size))
+    return noise / noise.std()
+
+
+def _last_norms(head: nn.Module) -> list[nn.BatchNorm2d]:
+    return [level.bn for level in head.bn_rep[-1]]
+
+
+def _of_pairs(weight: _Array) -> _Array:
+    return np.stack([weight, -_PAIR_SUBTRACTED * weight], axis=-1).reshape(len(weight), -1)
+
+
+def _jittered(weight: _Array, rng: np.random.Generator) -> _Array:
+    return (weight * (1 + _PAIR_JITTER * rng.standard_normal(weight.shape)))[:, :, None, None]
+
+
+def _rounded(statistic: torch.Tensor) -> torch.Tensor:
+    """To float16's 11 bits: far coarser than what the order of a float64 sum changes, so it shows in one of 1e9."""
+    return statistic.half().double()
+
+
+def _assign(parameter: torch.Tensor, value: _Array) -> None:
+    parameter.data.copy_(torch.from_numpy(value).reshape(parameter.shape))

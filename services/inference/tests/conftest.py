@@ -1,0 +1,60 @@
+"""What the tests of the server share: photographs, and real servers on ports of their own."""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer, start, stop
+
+REPOSITORY = Path(__file__).parents[3]
+TESTDATA = REPOSITORY.parent / "shared" / "testdata"
+
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of the session, so that random weights are calibrated once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def start_server(tmp_path: Path, data_dir: Path) -> Iterator[StartServer]:
+    """Start servers with settings given as keyword arguments (`preload="invalid"`); ended after the test."""
+    servers: list[RunningServer] = []
+
+    def start_one(wait: bool = True, **settings: str) -> RunningServer:
+        environment = {f"DETSERVER_{name.upper()}": value for name, value in settings.items()}
+        servers.append(start(tmp_path, wait, {"DETSERVER_DATA_DIR": str(data_dir), **environment}))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        stop(server)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[RunningServer]:
+    """A server with `baseline` and `invalid` of `mixed`, for all tests that only ask."""
+    running = start(tmp_path_factory.mktemp("server"), True, {"DETSERVER_DATA_DIR": str(data_dir)})
+    yield running
+    stop(running)
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """Photographs without restrictions, from inside the package scikit-image."""
+    spec = find_spec("skimage")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "data"
+    return [folder / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
+
+
+@pytest.fixture(scope="session")
+def testdata() -> Path:
+    """The folder of test photographs beside the checkout, where there is one."""
+    if not TESTDATA.is_dir():
+        pytest.skip(f"no test photographs in {TESTDATA}")
+    return TESTDATA

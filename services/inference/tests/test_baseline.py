@@ -1,0 +1,79 @@
+"""The served answer of `baseline` against effdet, called as its users call it."""
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from effdet import DetBenchPredict
+from effdet.data.transforms import transforms_coco_eval
+from PIL import Image
+from running_server import RunningServer
+
+from detserver.weights import WeightsStore
+from detserver.zoo import BUILT_IN, ModelSpec
+
+MIXED = BUILT_IN[0].models
+
+
+@torch.inference_mode()
+def effdet_rows(spec: ModelSpec, store: WeightsStore, photo: Path) -> np.ndarray:
+    """Rows of x1, y1, x2, y2, score, class by effdet's own transform, network and post-processing."""
+    image = Image.open(photo).convert("RGB")
+    transform = transforms_coco_eval(spec.image_size, interpolation="bilinear", use_prefetcher=False, fill_color="mean")
+    pixels, info = transform(image, {})
+    bench = DetBenchPredict(store.model(spec)).eval()
+    image_info = {
+        "img_scale": torch.tensor([info["img_scale"]], dtype=torch.float32),
+        "img_size": torch.tensor([image.size], dtype=torch.float32),
+    }
+    rows = bench(pixels[None], image_info)[0].numpy()
+    return rows[rows[:, 5] > 0]
+
+
+@pytest.mark.parametrize("index", range(3), ids=[spec.name for spec in MIXED])
+def test_the_served_answer_is_effdets(server: RunningServer, data_dir: Path, photos: list[Path], index: int):
+    spec = MIXED[index]
+    store = WeightsStore(data_dir / "weights", data_dir / "cache", seed=0, allow_download=False)
+    for photo in photos:
+        answer = server.infer("baseline", files={"file": photo.read_bytes()}).json()["detections"][index]
+        rows = effdet_rows(spec, store, photo)
+        assert answer["model_name"] == spec.name
+        assert answer["labels"] == rows[:, 5].astype(int).tolist()
+        # The same operations on the same machine; the order of a sum may differ with the number of threads.
+        np.testing.assert_allclose(answer["scores"], rows[:, 4], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(answer["boxes"], rows[:, :4], rtol=0, atol=1e-2)
+
+
+def test_boxes_lie_inside_the_uploaded_image(server: RunningServer, photos: list[Path]):
+    for photo in photos:
+        width, height = Image.open(photo).size
+        for model in server.infer("baseline", files={"file": photo.read_bytes()}).json()["detections"]:
+            boxes = np.array(model["boxes"])
+            assert 0 < len(boxes) <= 100
+            assert (boxes >= 0).all()
+            assert (boxes[:, [0, 2]] <= width + 1e-2).all()
+            assert (boxes[:, [1, 3]] <= height + 1e-2).all()
+            assert model["scores"] == sorted(model["scores"], reverse=True)
+
+
+def test_times_add_up(server: RunningServer, photos: list[Path]):
+    answer = server.infer("baseline", files={"file": photos[0].read_bytes()}).json()
+    stages = answer["timings_ms"]
+    assert set(stages) == {"decode", "preprocess", "queue", "forward", "postprocess"}
+    assert answer["total_inference_time_ms"] == pytest.approx(stages["forward"] + stages["postprocess"])
+    per_model = sum(model["inference_time_ms"] for model in answer["detections"])
+    assert per_model == pytest.approx(answer["total_inference_time_ms"], rel=0.05)
+
+
+def test_two_servers_give_the_same_detections(server: RunningServer, start_server, photos: list[Path], tmp_path: Path):
+    other = start_server(data_dir=str(tmp_path / "empty"), torch_threads="1", preload="baseline")
+    for photo in photos:
+        ours, theirs = (each.infer("baseline", files={"file": photo.read_bytes()}).json() for each in (server, other))
+        for first, second in zip(ours["detections"], theirs["detections"], strict=True):
+            assert first["labels"] == second["labels"]
+            np.testing.assert_allclose(first["scores"], second["scores"], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(first["boxes"], second["boxes"], rtol=0, atol=1e-2)
+    health = [httpx.get(f"{each.url}/health").json()["model_sets"][0] for each in (server, other)]
+    assert health[0] == health[1]

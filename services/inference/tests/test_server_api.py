@@ -1,0 +1,120 @@
+"""All routes but `/infer`, and how the server starts."""
+
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from running_server import RunningServer
+
+
+def get(server: RunningServer, path: str) -> dict:
+    return httpx.get(server.url + path, timeout=30).raise_for_status().json()
+
+
+def test_health_says_what_the_server_is(server: RunningServer):
+    health = get(server, "/health")
+    assert health["status"] == "ok"
+    assert health["versions"]["effdet"]
+    assert [model_set["name"] for model_set in health["model_sets"]] == ["mixed", "uniform"]
+    mixed = {model["model_name"]: model["source"] for model in health["model_sets"][0]["models"]}
+    assert mixed == dict.fromkeys(("tf_efficientdet_d0", "tf_efficientdet_d1", "tf_efficientdet_d2"), "random")
+
+
+def test_implementations_say_what_they_claim_and_whether_they_are_loaded(server: RunningServer):
+    baseline, invalid = get(server, "/implementations")[:2]
+    assert (baseline["name"], baseline["exact"], baseline["loaded"]) == ("baseline", True, ["mixed"])
+    assert (invalid["name"], invalid["exact"], invalid["model_sets"]) == ("invalid", False, ["mixed", "uniform"])
+
+
+def test_vram_without_a_gpu_is_null(server: RunningServer):
+    vram = get(server, "/vram")
+    if vram["device"] != "cpu":
+        pytest.skip("there is a GPU")
+    assert {value for name, value in vram.items() if name != "device"} == {None}
+    assert httpx.post(server.url + "/vram/reset").json() == vram
+
+
+def test_load_and_unload(start_server, photos: list[Path]):
+    server = start_server(preload="")
+    load = f"{server.url}/implementations/invalid/load?model_set=uniform"
+    assert httpx.post(load, timeout=60).json()["load_s"] > 0
+    assert httpx.post(load, timeout=60).json()["load_s"] == 0
+    assert get(server, "/implementations")[1]["loaded"] == ["uniform"]
+    assert server.infer("invalid?model_set=uniform", files={"file": photos[0].read_bytes()}).status_code == 200
+    unload = f"{server.url}/implementations/invalid/unload?model_set=uniform"
+    assert httpx.post(unload).json()["was_loaded"] is True
+    assert httpx.post(unload).json()["was_loaded"] is False
+    # A request loads what it needs.
+    assert server.infer("invalid?model_set=uniform", files={"file": photos[0].read_bytes()}).status_code == 200
+
+
+def test_loading_something_unknown_is_404(server: RunningServer):
+    for path in ("/implementations/nothing/load", "/implementations/invalid/load?model_set=nothing"):
+        assert httpx.post(server.url + path).status_code == 404
+    assert httpx.get(server.url + "/model-sets/nothing").status_code == 404
+
+
+def test_metrics_count_requests_by_status_and_never_by_names_of_the_client(server: RunningServer, photos: list[Path]):
+    server.infer("invalid", files={"file": photos[0].read_bytes()})
+    server.infer("x" * 50, files={"file": photos[0].read_bytes()})
+    metrics = httpx.get(server.url + "/metrics").text
+    assert 'detserver_requests_total{implementation="invalid",model_set="mixed",status="200"}' in metrics
+    assert 'detserver_requests_total{implementation="unknown",model_set="mixed",status="404"}' in metrics
+    assert "x" * 50 not in metrics
+    for stage in ("decode", "preprocess", "queue", "forward", "postprocess"):
+        assert f'detserver_stage_duration_seconds_count{{implementation="invalid",stage="{stage}"}}' in metrics
+    assert 'detserver_implementation_loaded{implementation="invalid",model_set="mixed"} 1.0' in metrics
+    assert 'detserver_weights_info{model="tf_efficientdet_d0",model_set="mixed",source="random"} 1.0' in metrics
+
+
+def test_the_documentation_describes_the_image_and_every_refusal(server: RunningServer):
+    infer = get(server, "/openapi.json")["paths"]["/infer/{implementation}"]["post"]
+    assert {"multipart/form-data", "image/jpeg", "image/png"} <= set(infer["requestBody"]["content"])
+    assert {"200", "400", "404", "409", "413", "415", "422", "429", "503"} <= set(infer["responses"])
+
+
+def test_one_request_too_many_is_429_with_retry_after(start_server, photos: list[Path]):
+    server = start_server(queue_size="1")
+    data = photos[0].read_bytes()
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(server.infer("baseline", files={"file": data}))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert all(answer.headers["Retry-After"] for answer in refused)
+    assert {answer.status_code for answer in answers} == {200, 429}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"device": "cuda:77"}, "DETSERVER_DEVICE"),
+        ({"default_model_set": "nothing"}, "nothing"),
+        ({"queue_size": "many"}, "DETSERVER_QUEUE_SIZE"),
+        ({"model_sets_file": "/nowhere.toml"}, "/nowhere.toml"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_ends_the_start_with_one_line(start_server, settings: dict, reason: str):
+    with pytest.raises(AssertionError) as ended:
+        start_server(**settings)
+    lines = str(ended.value).splitlines()
+    assert lines[0] == "the server ended:"
+    assert reason in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_preload_that_fails_is_told_by_ready_and_health(start_server):
+    server = start_server(wait=False, preload="nothing")
+    while (answer := httpx.get(server.url + "/ready")).json().get("failed") is False:
+        pass
+    assert answer.status_code == 503
+    assert "no implementation 'nothing'" in answer.json()["detail"]
+    assert get(server, "/health")["status"] == "failed"
