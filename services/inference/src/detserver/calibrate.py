@@ -11,7 +11,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from effdet import create_model
+from effdet import EfficientDet, create_model
+from effdet.efficientdet import HeadNet, SeparableConv2d
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
@@ -34,12 +35,11 @@ _STEP = 4.0
 # Logit of the preferred (anchor, class) outputs where their channel is off, and its rise where it is on at one cell
 # and all neighbours. The output falls by (rank / `_PREFERRED`)^2 down to `_LARGEST_DROP` for the others, so that the
 # number of detections does not grow with the number of classes.
-_OFF_LOGIT, _LOGIT_RISE = -7.5, 15.0
+_OFF_LOGIT, _LOGIT_RISE = -7.5, 15.6
 _PREFERRED = 4.5
 _LARGEST_DROP = 13.0
 _MIXING = 0.05
 
-_SE_R, _SE_E, _SE_B = 4.0, 3.0, 1.0
 _BOX_STD = 0.2
 _CALIBRATION_PIXELS = 5 * 512**2
 
@@ -75,14 +75,14 @@ def calibrated_state_dict(architecture: str, num_classes: int, seed: int) -> dic
     responses, boxes = _normalise(model, _scenes(rng, size, math.ceil(_CALIBRATION_PIXELS / size**2)))
     for norm, response, rate in zip(_last_norms(model.class_net), responses, _ON_RATES, strict=True):
         _set_thresholds(norm, response, rate, rng)
-    _draw_class_outputs(model.class_net.predict, num_classes, rng)
+    _draw_class_outputs(model.class_net.predict, rng)
     scale = _rounded(_BOX_STD / torch.cat([level.flatten() for level in boxes]).std())
     model.box_net.predict.conv_pw.weight.data *= scale
     model.box_net.predict.conv_pw.bias.data *= scale
     return {name: value.float() if value.is_floating_point() else value for name, value in model.state_dict().items()}
 
 
-def _draw_body(model: nn.Module, rng: np.random.Generator) -> None:
+def _draw_body(model: EfficientDet, rng: np.random.Generator) -> None:
     """Set every convolution, batch norm and fusion weight, none of them to a neutral value.
 
     Filters over several channels get a mean of zero: swish's outputs have a positive mean, which would otherwise
@@ -94,16 +94,16 @@ def _draw_body(model: nn.Module, rng: np.random.Generator) -> None:
         if isinstance(module, nn.Conv2d):
             weight = rng.standard_normal(module.weight.shape)
             if name.endswith("se.conv_reduce"):
-                weight = _SE_R * np.abs(weight) / np.abs(weight).sum(axis=1, keepdims=True)
+                weight = 4 * np.abs(weight) / np.abs(weight).sum(axis=1, keepdims=True)
             elif name.endswith("se.conv_expand"):
-                weight = -_SE_E * np.abs(weight) / np.abs(weight).sum(axis=1).mean()
+                weight = -3 * np.abs(weight) / np.abs(weight).sum(axis=1).mean()
             else:
                 if weight.shape[1] > 1:
                     weight -= weight.mean(axis=(2, 3) if weight.shape[2] > 1 else 1, keepdims=True)
                 weight /= math.sqrt(weight[0].size)
             _assign(module.weight, weight)
             if module.bias is not None:
-                spread, mean = (0.5, _SE_B) if name.endswith("se.conv_expand") else (0.3, 0.0)
+                spread, mean = (0.5, 1.0) if name.endswith("se.conv_expand") else (0.3, 0.0)
                 _assign(module.bias, rng.normal(mean, spread, module.bias.shape))
         elif isinstance(module, nn.BatchNorm2d):
             _assign(module.weight, rng.uniform(0.6, 1.4, module.weight.shape))
@@ -112,7 +112,7 @@ def _draw_body(model: nn.Module, rng: np.random.Generator) -> None:
             _assign(module.edge_weights, rng.uniform(0.5, 1.5, module.edge_weights.shape))
 
 
-def _draw_hidden_layers(head: nn.Module, rng: np.random.Generator) -> None:
+def _draw_hidden_layers(head: HeadNet, rng: np.random.Generator) -> None:
     """Make every hidden layer of an effdet `HeadNet` a layer of soft clips, see `_PAIR_SUBTRACTED`."""
     for repeat, (conv, norms) in enumerate(zip(head.conv_rep, head.bn_rep, strict=True)):
         channels = conv.conv_pw.out_channels
@@ -131,7 +131,7 @@ def _draw_hidden_layers(head: nn.Module, rng: np.random.Generator) -> None:
             _assign(norm.bn.bias, offsets + np.repeat(rng.normal(0, 0.2, channels // 2), 2))
 
 
-def _normalise(model: nn.Module, scenes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _normalise(model: EfficientDet, scenes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Set all batch norm statistics in one pass, in which each layer already sees its predecessors' final ones.
 
     Returns:
@@ -174,7 +174,7 @@ def _set_thresholds(norm: nn.BatchNorm2d, response: torch.Tensor, rate: float, r
     _assign(norm.bias, np.tile((_STEP, 0.0), channels // 2) - gains * on)
 
 
-def _draw_class_outputs(predict: nn.Module, num_classes: int, rng: np.random.Generator) -> None:
+def _draw_class_outputs(predict: SeparableConv2d, rng: np.random.Generator) -> None:
     """Let each (anchor, class) output follow one pair of channels, and all others a little."""
     pairs = predict.conv_dw.in_channels // 2
     outputs = predict.conv_pw.out_channels
@@ -191,7 +191,7 @@ def _draw_class_outputs(predict: nn.Module, num_classes: int, rng: np.random.Gen
 
 
 def _scenes(rng: np.random.Generator, size: int, count: int) -> torch.Tensor:
-    """Normalised float64 pictures of shape (count, 3, size, size), from low to high contrast, letterboxed but the first.
+    """Normalised float64 pictures of shape (count, 3, size, size), of rising contrast; all but one are letterboxed.
 
     They are dead leaves: shapes of radii r with density r^-3 that cover each other have the edges, the flat areas and
     the 1/f spectrum of photographs (Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 41, 2001).
@@ -228,7 +228,8 @@ def _dead_leaves(rng: np.random.Generator, size: int, contrast: float) -> _Array
         surface = rng.normal(0, 0.3 * contrast) * along + roughness * textures[rng.integers(2)][window]
         picture[window][inside] = (colour() + surface[:, :, None])[inside]
     picture += 0.15 * contrast * textures[0][:, :, None] + rng.uniform(0.35, 0.6) + rng.uniform(-0.1, 0.1, 3)
-    return picture.clip(0, 1)
+    bounded: _Array = picture.clip(0, 1)
+    return bounded
 
 
 def _texture(rng: np.random.Generator, size: int, slope: float) -> _Array:
@@ -237,10 +238,11 @@ def _texture(rng: np.random.Generator, size: int, slope: float) -> _Array:
     frequency[0, 0] = np.inf
     phases = rng.standard_normal((2, *frequency.shape))
     noise = np.fft.irfft2((phases[0] + 1j * phases[1]) * frequency**-slope, s=(size, size))
-    return noise / noise.std()
+    normalised: _Array = noise / noise.std()
+    return normalised
 
 
-def _last_norms(head: nn.Module) -> list[nn.BatchNorm2d]:
+def _last_norms(head: HeadNet) -> list[nn.BatchNorm2d]:
     return [level.bn for level in head.bn_rep[-1]]
 
 

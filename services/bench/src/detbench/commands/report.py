@@ -1,0 +1,53 @@
+"""`detbench report`: make the reports of a run again."""
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from detbench.errors import DetbenchError
+from detbench.report import write_reports
+from detbench.report.table import terminal_table
+
+NAME = "report"
+SUMMARY = "table, results.csv, results.md and report.html of a run"
+DESCRIPTION = """\
+Makes the reports of a run from its results.json, which `detbench run` writes after every measurement: also of a run
+that was broken off.
+
+  detbench report                                  # the newest run
+  detbench report outputs/20261123-174500-mixed
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("run_dir", type=Path, nargs="?", help="folder of a run; default: the newest")
+    parser.add_argument(
+        "--outputs-dir",
+        type=Path,
+        default=os.environ.get("BENCHMARK_OUTPUTS_DIR", "outputs"),
+        help="where to look for the newest (env BENCHMARK_OUTPUTS_DIR; default: %(default)s)",
+    )
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Write the reports and print the table; returns the exit status."""
+    console = Console()
+    run_dir = options.run_dir or newest_run(options.outputs_dir)
+    console.print(terminal_table(write_reports(run_dir)))
+    console.print(f"report: {run_dir / 'report.html'}", markup=False, soft_wrap=True)
+    return 0
+
+
+def newest_run(outputs_dir: Path) -> Path:
+    """The folder of the run whose results.json was written last.
+
+    Raises:
+        DetbenchError: there is none.
+    """
+    found = list(outputs_dir.glob("*/results.json"))
+    if not found:
+        raise DetbenchError(f"there is no run in {outputs_dir}; make one with: detbench run")
+    return max(found, key=lambda path: path.stat().st_mtime).parent

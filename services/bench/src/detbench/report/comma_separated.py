@@ -1,0 +1,50 @@
+"""results.csv: every figure with all its digits, a row per implementation and number of users."""
+
+import csv
+import io
+
+from detbench.report.rows import Row, rows_of
+from detbench.results import ErrorFigures, Latency, Load, Sweep, Vram
+
+_STAGES = ("decode", "preprocess", "queue", "forward", "postprocess")
+_LOAD = ("window_s", "requests", "failures", "rps", "batch_size_mean", "generator_cpu_percent")
+
+
+def to_csv(sweep: Sweep) -> str:
+    """The whole sweep as CSV; what was not measured is empty."""
+    out = io.StringIO()
+    records = [_record(sweep, row) for row in rows_of(sweep)]
+    if records:
+        writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return out.getvalue()
+
+
+def _record(sweep: Sweep, row: Row) -> dict[str, object]:
+    run, load, comparison = row.run, row.run.load, row.comparison
+    return {
+        "implementation": run.implementation,
+        "model_set": run.model_set,
+        "users": run.users,
+        "status": run.status,
+        "reason": run.reason,
+        **_fields(load, _LOAD),
+        "speedup_vs_baseline": row.speedup,
+        **_fields(load.latency if load else None, tuple(Latency.model_fields)),
+        **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
+        **{f"vram_{name}": value for name, value in _fields(run.vram, tuple(Vram.model_fields)).items()},
+        **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
+        "gate": row.gate,
+        "warnings": " ".join(warning.code for warning in run.warnings),
+        "weights": " ".join(dict.fromkeys(model.source for model in sweep.weights)),
+        "device": sweep.environment.device,
+        "device_name": sweep.environment.device_name,
+        "git_revision": sweep.environment.git_revision,
+        "started": run.started.isoformat() if run.started else None,
+        "ended": run.ended.isoformat() if run.ended else None,
+    }
+
+
+def _fields(record: Load | Latency | Vram | ErrorFigures | None, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: getattr(record, name, None) for name in names}

@@ -1,0 +1,80 @@
+"""report.html: one file that needs no other, for the person who has to choose."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from detbench.quality.outputs import read_outputs
+from detbench.report.photo import COLOURS, side_by_side
+from detbench.report.plots import Plots
+from detbench.report.rows import BASELINE, COLUMNS, Row, best, rows_of, scientific
+from detbench.results import Sweep
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("detbench.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["scientific"] = scientific
+_TEMPLATES.globals["zip"] = zip
+
+
+def to_html(sweep: Sweep, run_dir: Path) -> str:
+    """The page; detections and photo are taken from `run_dir` where they are there."""
+    rows = rows_of(sweep)
+    plots = Plots(rows, sweep.comparisons)
+    return _TEMPLATES.get_template("report.html").render(
+        sweep=sweep,
+        columns=COLUMNS,
+        rows=rows,
+        answer=_answer(rows),
+        random_weights=[model.model_name for model in sweep.weights if model.source == "random"],
+        plots={
+            "Throughput": plots.throughput(),
+            "Latency": plots.latency(),
+            "Where the server's time goes": plots.stages(),
+        },
+        vram_plot=plots.vram(),
+        error_plot=plots.output_error(),
+        photos=_photos(sweep, run_dir),
+        model_colours=[(model.model_name, COLOURS[i % len(COLOURS)]) for i, model in enumerate(sweep.weights)],
+        warnings=[(row.run, warning) for row in rows for warning in row.run.warnings],
+    )
+
+
+def _answer(rows: list[Row]) -> str:
+    """The one sentence that the report is opened for."""
+    winner = best(rows)
+    if winner is None or winner.run.load is None:
+        return "Nothing was measured whose answers are right."
+    name, users = winner.run.implementation, winner.run.users
+    checked = "gives the reference's answers" if winner.comparison else "was not compared with the reference"
+    answer = f"{name} is fastest: {winner.run.load.rps:.3g} images per second with {_users(users)}, and it {checked}"
+    if winner.speedup is not None and name != BASELINE:
+        answer += f"; {winner.speedup:.2f} times baseline"
+    rate = winner.run.load.rps
+    wrong = {
+        row.run.implementation: f"{row.run.load.rps:.3g}"
+        for row in rows
+        if row.wrong and row.run.load and row.run.load.rps > rate
+    }
+    faster = "; ".join(f"{each} does {value}, and its answers are wrong" for each, value in wrong.items())
+    return f"{answer}. {faster}." if faster else f"{answer}."
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
+
+
+def _photos(sweep: Sweep, run_dir: Path) -> dict[str, str]:
+    photo, reference = run_dir / "photo.jpg", run_dir / "detections" / "reference.json"
+    if not photo.exists() or not reference.exists():
+        return {}
+    first = read_outputs(reference)[0]
+    return {
+        comparison.implementation: side_by_side(photo, first, read_outputs(path)[0])
+        for comparison in sweep.comparisons
+        if (path := run_dir / "detections" / f"{comparison.implementation}.json").exists()
+    }

@@ -1,0 +1,217 @@
+"""The report's plots, as SVG elements that take text colour and font from the page around them."""
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from detbench.quality.compare import BOXES_MSE_LIMIT
+from detbench.report.rows import Row
+from detbench.results import Comparison, Run
+
+# Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
+_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_STAGE_COLOURS = {
+    "decode": "#56b4e9",
+    "preprocess": "#009e73",
+    "queue": "#999999",
+    "forward": "#0072b2",
+    "postprocess": "#e69f00",
+}
+# matplotlib writes this colour wherever the page's text colour is meant.
+_INK = "#123456"
+# A ratio from which bars on a linear axis cannot be read.
+_WIDE = 20.0
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "detbench",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.6,
+}
+
+
+class Plots:
+    """Draws the plots of one report.
+
+    Args:
+        rows: what was measured; runs without a load are left out.
+        comparisons: output error of the implementations.
+    """
+
+    def __init__(self, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> None:
+        self._rows = [row for row in rows if row.run.status == "ok" and row.run.load]
+        self._comparisons = comparisons
+        names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
+        self._colours = dict(zip(names, itertools.cycle(_PALETTE), strict=False))
+        self._wrong = {each.implementation for each in comparisons if not each.gate.passed}
+        self._numbers = itertools.count()
+
+    def throughput(self) -> str:
+        """Requests per second against users, a line per implementation."""
+
+        def draw(axes: Axes) -> None:
+            for name, runs in self._by_implementation().items():
+                xs, ys = [run.users for run in runs], [run.load.rps for run in runs if run.load]
+                dashes = "--" if name in self._wrong else "-"
+                axes.plot(xs, ys, dashes, marker="o", color=self._colours[name], label=self._label(name))
+            users = sorted({row.run.users for row in self._rows})
+            axes.set_xticks(users, [str(each) for each in users])
+            axes.set_xlabel("users")
+            axes.set_ylabel("requests per second")
+            _scale(axes.set_yscale, axes.yaxis, [row.run.load.rps for row in self._rows if row.run.load])
+            if axes.get_yscale() == "linear":
+                axes.set_ylim(bottom=0)
+            axes.legend(frameon=False, loc="best")
+
+        return self._draw("Requests per second against users", 3.2, draw)
+
+    def latency(self) -> str:
+        """p50, p90 and p99 of every run: a bar to p50, and marks at the others."""
+
+        def draw(axes: Axes) -> None:
+            for place, row in enumerate(self._rows):
+                assert row.run.load is not None
+                found = row.run.load.latency
+                assert found is not None
+                colour = self._colours[row.run.implementation]
+                axes.plot([found.p50_ms, found.p99_ms], [place, place], color=colour, linewidth=2, alpha=0.5)
+                for value, marker in ((found.p50_ms, "o"), (found.p90_ms, "d"), (found.p99_ms, "|")):
+                    axes.plot(value, place, marker, color=colour, markersize=10 if marker == "|" else 6, mew=2)
+            self._name_rows(axes)
+            axes.set_xlabel("latency seen by the client (ms):  ● p50   ◆ p90   | p99")
+            values = [v for row in self._rows if row.run.load and (v := row.run.load.latency)]
+            _scale(axes.set_xscale, axes.xaxis, [each.p50_ms for each in values] + [each.p99_ms for each in values])
+            if axes.get_xscale() == "linear":
+                axes.set_xlim(left=0)
+
+        return self._draw("Latency percentiles of every run", self._height(), draw)
+
+    def stages(self) -> str:
+        """Where the server's time goes: the share of each stage in a request."""
+
+        def draw(axes: Axes) -> None:
+            for place, row in enumerate(self._rows):
+                assert row.run.load is not None
+                whole = sum(row.run.load.stages_ms.values()) or 1.0
+                left = 0.0
+                for stage, colour in _STAGE_COLOURS.items():
+                    share = 100 * row.run.load.stages_ms.get(stage, 0.0) / whole
+                    axes.barh(place, share, left=left, color=colour, height=0.6, label=stage if place == 0 else None)
+                    left += share
+            self._name_rows(axes)
+            axes.set_xlim(0, 100)
+            axes.set_xlabel("share of the server's time of a request (%)")
+            axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1.0), handlelength=1)
+
+        return self._draw("Share of each stage in the server's time", self._height() + 0.3, draw)
+
+    def vram(self) -> str | None:
+        """Peak GPU memory per implementation; None without a GPU."""
+        peaks: dict[str, float] = {}
+        for row in self._rows:
+            if row.run.vram and row.run.vram.peak_mb is not None:
+                name = row.run.implementation
+                peaks[name] = max(peaks.get(name, 0.0), row.run.vram.peak_mb)
+        if not peaks:
+            return None
+
+        def draw(axes: Axes) -> None:
+            for place, (name, peak) in enumerate(peaks.items()):
+                self._bar(axes, place, name, peak)
+                axes.annotate(f" {peak:,.0f}", (peak, place), va="center")
+            axes.set_yticks(range(len(peaks)), [self._label(name) for name in peaks])
+            axes.invert_yaxis()
+            axes.set_xlabel("peak VRAM (MB)")
+            axes.margins(x=0.12)
+
+        return self._draw("Peak VRAM per implementation", 1.0 + 0.4 * len(peaks), draw)
+
+    def output_error(self) -> str | None:
+        """Boxes MSE per implementation against the gate's limit; None when nothing was compared."""
+        if not self._comparisons:
+            return None
+        floor = BOXES_MSE_LIMIT * 1e-6
+
+        def draw(axes: Axes) -> None:
+            for place, comparison in enumerate(self._comparisons):
+                error = comparison.overall.boxes_mse
+                self._bar(axes, place, comparison.implementation, max(error, floor * 1.5))
+                text = " 0 (equal)" if error == 0 else f" {error:.1e}"
+                axes.annotate(text, (max(error, floor * 1.5), place), va="center")
+            axes.set_xscale("log")
+            axes.set_xlim(floor, max(1.0, *(c.overall.boxes_mse for c in self._comparisons)) * 1e3)
+            axes.axvline(BOXES_MSE_LIMIT, color=_INK, linewidth=1, linestyle=":")
+            axes.annotate(" gate", (BOXES_MSE_LIMIT, 1), xycoords=("data", "axes fraction"), va="bottom")
+            axes.set_yticks(range(len(self._comparisons)), [self._label(c.implementation) for c in self._comparisons])
+            axes.invert_yaxis()
+            axes.set_xlabel("boxes MSE against the reference (px²)")
+
+        return self._draw("Boxes MSE per implementation", 1.1 + 0.4 * len(self._comparisons), draw)
+
+    def _by_implementation(self) -> dict[str, list[Run]]:
+        runs: dict[str, list[Run]] = {}
+        for row in sorted(self._rows, key=lambda row: row.run.users):
+            runs.setdefault(row.run.implementation, []).append(row.run)
+        return runs
+
+    def _label(self, name: str) -> str:
+        return f"{name} (wrong answers)" if name in self._wrong else name
+
+    def _bar(self, axes: Axes, place: int, name: str, value: float) -> None:
+        hatch = "////" if name in self._wrong else None
+        axes.barh(place, value, color=self._colours[name], hatch=hatch, edgecolor="white", height=0.6)
+
+    def _name_rows(self, axes: Axes) -> None:
+        names = [f"{row.run.implementation}, {row.run.users} user{'s'[: row.run.users > 1]}" for row in self._rows]
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+
+    def _height(self) -> float:
+        return 1.0 + 0.3 * len(self._rows)
+
+    def _draw(self, title: str, height: float, draw: Callable[[Axes], None]) -> str:
+        if not self._rows and "MSE" not in title:
+            return ""
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=(7.4, height), layout="constrained")
+            draw(figure.subplots())
+            out = io.StringIO()
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        return _inline(out.getvalue(), title, f"plot{next(self._numbers)}")
+
+
+def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:
+    """A logarithmic axis where a linear one would hide the small values."""
+    positive = [value for value in values if value > 0]
+    if not positive or max(positive) / min(positive) < _WIDE:
+        return
+    set_scale("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
+    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+
+
+def _inline(svg: str, title: str, prefix: str) -> str:
+    """An SVG document as an element: fluid, labelled, with ids of its own and the page's ink."""
+    element = svg[svg.index("<svg") :]
+    for identifier in set(re.findall(r'\bid="([^"]+)"', element)):
+        element = element.replace(f'id="{identifier}"', f'id="{prefix}-{identifier}"')
+        element = element.replace(f"#{identifier})", f"#{prefix}-{identifier})")
+        element = element.replace(f'href="#{identifier}"', f'href="#{prefix}-{identifier}"')
+    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = element.replace(_INK, "currentColor")
+    return element.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,138 @@
+"""The calibrated random weights: reproducible, well conditioned, and with scores like a trained detector's."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from effdet import create_model
+from effdet.bench import DetBenchPredict
+from effdet.data.transforms import ResizePad
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from detserver.calibrate import calibrated_state_dict
+
+SEED = 0
+D0, D1, D2 = (f"tf_efficientdet_d{index}" for index in range(3))
+PHOTOS = [
+    Path(skimage.__file__).parent / "data" / name
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+]
+TESTDATA = Path(__file__).parents[4] / "shared" / "testdata"
+
+
+@cache
+def detector(architecture: str, num_classes: int) -> DetBenchPredict:
+    bench = create_model(
+        architecture, bench_task="predict", num_classes=num_classes, pretrained=False, pretrained_backbone=False
+    )
+    bench.model.load_state_dict(calibrated_state_dict(architecture, num_classes, SEED))
+    return bench.eval()
+
+
+def model_input(path: Path, bench: DetBenchPredict) -> torch.Tensor:
+    fill = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)
+    resize = ResizePad(bench.config.image_size[0], "bilinear", fill_color=fill)
+    image = np.asarray(resize(Image.open(path).convert("RGB"), {})[0])
+    normalised = (image / 255 - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
+    return torch.from_numpy(normalised).permute(2, 0, 1)[None].float()
+
+
+def assert_scores_are_spread(bench: DetBenchPredict, photo: Path) -> None:
+    with torch.no_grad():
+        detections = bench(model_input(photo, bench))[0]
+    detections = detections[detections[:, 5] > 0]  # what is left is padding
+    scores = detections[:, 4]
+    standing_out = scores >= 0.1
+    assert 3 <= standing_out.sum() <= 100, photo.name
+    assert scores[0] >= 0.9, photo.name
+    assert scores[-1] <= 0.05, photo.name
+    assert (scores[:-1] - scores[1:])[:19].min() > 1e-6, photo.name
+    assert len(detections[standing_out, 5].unique()) > 1, photo.name
+
+
+def logits(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        classes, _ = model(image)
+    return torch.cat([level.flatten() for level in classes])
+
+
+@pytest.mark.parametrize("num_classes", [90, 7])
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+def test_a_few_boxes_stand_out_in_a_photograph(photo: Path, num_classes: int) -> None:
+    assert_scores_are_spread(detector(D0, num_classes), photo)
+
+
+@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent")
+@pytest.mark.parametrize(("architecture", "num_classes"), [(D0, 90), (D0, 7), (D0, 20), (D1, 90), (D2, 90)])
+def test_a_few_boxes_stand_out_in_photographs_of_every_kind(architecture: str, num_classes: int) -> None:
+    photos = [path for folder in ("aquarium", "coco_val2017") for path in sorted((TESTDATA / folder).glob("images/*"))]
+    for photo in photos[:: len(photos) // 5]:
+        assert_scores_are_spread(detector(architecture, num_classes), photo)
+
+
+def test_weights_do_not_depend_on_the_process_or_its_number_of_threads() -> None:
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", __file__],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert hashes == {weights_hash(detector(D0, 7).model.state_dict())}
+
+
+def weights_hash(weights: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in weights.items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_float32_logits_are_those_of_float64_but_for_rounding() -> None:
+    bench = detector(D0, 90)
+    image = model_input(PHOTOS[0], bench)
+    exact = create_model(D0, bench_task="", num_classes=90, pretrained=False, pretrained_backbone=False)
+    exact.load_state_dict(bench.model.state_dict())
+    expected = logits(exact.double().eval(), image.double())
+    error = (logits(bench.model, image) - expected).norm() / expected.norm()
+    # About 100 convolutions in a row, each of which rounds (2^-24) what it adds up, and whose errors are independent.
+    assert error < 2**-24 * 100
+
+
+def test_no_channel_of_the_network_is_dead() -> None:
+    bench = detector(D0, 90)
+    spreads: dict[str, float] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, __, output, name=name: spreads.update({name: output.std(dim=(0, 2, 3)).min().item()})
+        )
+        for name, module in bench.model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        bench.model(torch.cat([model_input(photo, bench) for photo in PHOTOS]))
+    for hook in hooks:
+        hook.remove()
+    assert min(spreads.values()) > 1e-3, min(spreads, key=lambda name: spreads[name])
+
+
+def test_another_seed_or_another_number_of_classes_gives_another_backbone() -> None:
+    stems = [calibrated_state_dict(D0, *arguments)["backbone.conv_stem.weight"] for arguments in ((7, 1), (8, 0))]
+    stems.append(detector(D0, 7).model.backbone.conv_stem.weight.data)
+    assert not any(torch.equal(stems[first], stems[second]) for first, second in ((0, 1), (1, 2), (0, 2)))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(weights_hash(calibrated_state_dict(D0, 7, SEED)))
