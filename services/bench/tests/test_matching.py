@@ -30,8 +30,18 @@ def random_detections(count: int, seed: int) -> Detections:
 
 
 def test_iou_of_known_boxes():
-    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 3]], dtype=np.float64)
-    assert iou(boxes[:1], boxes) == pytest.approx(np.array([[1, 50 / 150, 0, 0]]))
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]], dtype=np.float64)
+    assert iou(boxes[:1], boxes) == pytest.approx(np.array([[1, 50 / 150, 0]]))
+
+
+def test_boxes_that_were_clipped_to_a_line_are_paired():
+    # What effdet finds in the padding under a picture of 300 px; rounding may leave it a hair's breadth.
+    line, hair = (20.0, 300.0, 80.0, 300.0), (20.0, 299.99997, 80.0, 300.0)
+    beside, above = (200.0, 300.0, 260.0, 300.0), (20.0, 290.0, 80.0, 290.0)
+    for partner in (line, hair):
+        assert figures(detections((*line, 0.9, 1)), detections((*partner, 0.9, 1))).missed == 0
+    for other in (beside, above):
+        assert figures(detections((*line, 0.9, 1)), detections((*other, 0.9, 1))).missed == 1
 
 
 def test_equal_outputs_have_no_error():

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from detbench.atomic import write_atomically
 from detbench.client import ImplementationStatus, ServerClient
+from detbench.commands.console import open_console
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
 from detbench.datasets import Dataset
 from detbench.errors import MalformedOutput, ServerError
@@ -57,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Compare; returns the exit status."""
-    console = Console()
+    console = open_console()
     dataset = opened_dataset(options)
     reference = load_reference(options.outputs_dir, options.model_set)
     with connected(options, console) as client:

@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from detbench.commands.console import open_console
 from detbench.datasets import NAMES, SOURCES, fetch
 
 NAME = "datasets"
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """List or fetch; returns the exit status."""
-    console = Console()
+    console = open_console()
     for name in options.names:
         dataset = fetch(name, options.data_dir)
         where = options.data_dir / name

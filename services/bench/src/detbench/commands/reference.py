@@ -2,9 +2,9 @@
 
 import argparse
 
-from rich.console import Console
 from rich.progress import Progress
 
+from detbench.commands.console import open_console
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
 from detbench.quality.reference import make_reference
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Make the reference; returns the exit status."""
-    console = Console()
+    console = open_console()
     dataset = opened_dataset(options)
     with connected(options, console) as client:
         with console.status("loading baseline"):

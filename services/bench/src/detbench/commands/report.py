@@ -4,8 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rich.console import Console
-
+from detbench.commands.console import open_console
 from detbench.errors import DetbenchError
 from detbench.report import write_reports
 from detbench.report.table import terminal_table
@@ -34,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Write the reports and print the table; returns the exit status."""
-    console = Console()
+    console = open_console()
     run_dir = options.run_dir or newest_run(options.outputs_dir)
     console.print(terminal_table(write_reports(run_dir)))
     console.print(f"report: {run_dir / 'report.html'}", markup=False, soft_wrap=True)

@@ -5,8 +5,7 @@ import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
-
+from detbench.commands.console import open_console
 from detbench.commands.options import (
     add_dataset_options,
     add_server_options,
@@ -64,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep and report; returns the exit status."""
-    console = Console()
+    console = open_console()
     dataset = opened_dataset(options)
     plan = Plan(
         implementations=tuple(options.implementations) if options.implementations else None,

@@ -18,6 +18,10 @@ IOU_THRESHOLD = 0.5
 # A score may cross the threshold by float32 reassociation alone; within this distance that is no difference.
 SCORE_MARGIN = 1e-4
 
+# effdet clips to the image what it finds in the letterbox's padding: lines, with 0 / 0 for an IoU. This is far above
+# the rounding of a float32 coordinate (6e-5 px at 1,000 px) and far below any box that is meant.
+_THINNEST_PX = 0.02
+
 # Random weights often find several classes at one anchor: boxes of IoU 1 with each other. Among equal IoUs the pair of
 # equal label and nearest score is meant; the weights are far below any difference in IoU that matters.
 _SAME_LABEL_BONUS = 1e-3
@@ -53,14 +57,28 @@ class Detections:
 
 
 def iou(first: Floats, second: Floats) -> Floats:
-    """Intersection over union of each box of `first` (N, 4) with each of `second` (M, 4): (N, M), 0 for empty boxes."""
+    """Intersection over union of each box of `first` (N, 4) with each of `second` (M, 4): (N, M).
+
+    A side thinner than `_THINNEST_PX` counts as that thick, so that boxes without an area have a partner as well.
+    """
+    first, second = _thickened(first), _thickened(second)
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     intersection = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None, :] - intersection
-    overlaps: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    overlaps: Floats = intersection / (areas[0][:, None] + areas[1][None, :] - intersection)
     return overlaps
+
+
+def _thickened(boxes: Floats) -> Floats:
+    centres, sides = (boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]
+    halves = np.maximum(sides, _THINNEST_PX) / 2
+    return np.hstack(
+        [
+            np.where(sides < _THINNEST_PX, centres - halves, boxes[:, :2]),
+            np.where(sides < _THINNEST_PX, centres + halves, boxes[:, 2:]),
+        ]
+    )
 
 
 def assign(reference: Detections, candidate: Detections) -> tuple[Ints, Ints, Floats]:

@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ _STAGE_COLOURS = {
 _INK = "#123456"
 # A ratio from which bars on a linear axis cannot be read.
 _WIDE = 20.0
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "detbench",
     "font.family": "sans-serif",
