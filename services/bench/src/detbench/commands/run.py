@@ -5,6 +5,8 @@ import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rich.console import Console
+
 from detbench.commands.console import open_console
 from detbench.commands.options import (
     add_dataset_options,
@@ -85,7 +87,7 @@ def execute(options: argparse.Namespace) -> int:
             with console.status("starting the server"):
                 process.wait_ready()
         host = process.host if process else options.host
-        progress = stack.enter_context(SweepProgress(console))
+        progress = stack.enter_context(SweepProgress(Console()))
         runner = SweepRunner(plan, run_dir, host, process, progress)
         try:
             sweep = runner.run()

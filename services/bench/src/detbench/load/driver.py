@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import gevent
+from locust import log
 from locust.env import Environment
 
 from detbench.errors import DetbenchError
@@ -64,6 +65,9 @@ def measure(options: argparse.Namespace) -> int:
     _say(phase="drain")
     runner.quit()
     runner.greenlet.join(_DRAIN_S)
+    if log.unhandled_greenlet_exception:  # Locust goes on after a listener that failed; its counts would be wrong
+        _say(error="counting the answers failed")
+        return 2
     _say(load=recorder.load(cpu_percent).model_dump(mode="json"))
     return 0
 

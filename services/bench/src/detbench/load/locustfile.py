@@ -112,23 +112,24 @@ class DetectorUser(FastHttpUser):
     def infer(self) -> None:
         """Send one photo; a success is a well-formed answer with detections of every model of the set."""
         workload, image = self._workload, next(self._images)
-        context: dict[str, Any] = {"user": self._number}
+        # Locust hands its listeners a copy of the context; `outcome` is what reaches them.
+        outcome: dict[str, Inference] = {}
         with self.client.post(
             f"/infer/{workload.implementation}?model_set={workload.model_set}",
             data=image.data,  # type: ignore[arg-type] # bytes are right; Locust's annotation says str
             headers={"Content-Type": image.content_type},
             name=f"{workload.implementation} {workload.model_set}",
-            context=context,
+            context={"user": self._number, "outcome": outcome},
             catch_response=True,
         ) as response:
             try:
                 if response.status_code != 200:
                     raise ValueError(_failure(response.status_code, response.content))
-                context["answer"] = check_answer(response.content, workload)
+                outcome["answer"] = check_answer(response.content, workload)
                 response.success()
             except ValueError as error:
                 response.failure(str(error))
-        if "answer" not in context:
+        if not outcome:
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 
 

@@ -79,7 +79,7 @@ class Recorder:
             self._errors[str(exception)] += 1
             return
         self._histogram.record_value(max(1, round(response_time * 1e3)))
-        answer: Inference = context["answer"]
+        answer: Inference = context["outcome"]["answer"]
         self._batch_sizes += answer.batch_size
         for stage, ms in answer.timings_ms.items():
             self._stages_ms[stage] += ms

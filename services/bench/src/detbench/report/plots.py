@@ -150,8 +150,8 @@ class Plots:
             for place, comparison in enumerate(self._comparisons):
                 error = comparison.overall.boxes_mse
                 self._bar(axes, place, comparison.implementation, max(error, floor * 1.5))
-                text = " 0 (equal)" if error == 0 else f" {error:.1e}"
-                axes.annotate(text, (max(error, floor * 1.5), place), va="center")
+                text = "0 (equal)" if error == 0 else f"{error:.1e}"
+                axes.annotate(text, (max(error, floor * 1.5), place), (4, 0), textcoords="offset points", va="center")
             axes.set_xscale("log")
             axes.set_xlim(floor, max(1.0, *(c.overall.boxes_mse for c in self._comparisons)) * 1e3)
             axes.axvline(BOXES_MSE_LIMIT, color=_INK, linewidth=1, linestyle=":")

@@ -33,7 +33,8 @@ def markdown_table(sweep: Sweep) -> str:
     day = f"{sweep.started:%Y-%m-%d %H:%M} UTC"
     lines = [
         f"Model set {settings.model_set}, {settings.images} images of {settings.dataset}, "
-        f"{settings.duration_s:g} s a run, on {environment.device_name} ({environment.device}), {day}. Weights: {sources}.",
+        f"{settings.duration_s:g} s a run, on {environment.device_name} ({environment.device}), {day}. "
+        f"Weights: {sources}.",
         "",
         _line(column.heading for column in COLUMNS),
         _line("---:" if column.numeric else "---" for column in COLUMNS),
