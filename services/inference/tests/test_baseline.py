@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from effdet import DetBenchPredict
-from effdet.data.transforms import transforms_coco_eval
+from effdet.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, transforms_coco_eval
 from PIL import Image
 from running_server import RunningServer
 
@@ -21,14 +21,16 @@ MIXED = BUILT_IN[0].models
 def effdet_rows(spec: ModelSpec, store: WeightsStore, photo: Path) -> np.ndarray:
     """Rows of x1, y1, x2, y2, score, class by effdet's own transform, network and post-processing."""
     image = Image.open(photo).convert("RGB")
-    transform = transforms_coco_eval(spec.image_size, interpolation="bilinear", use_prefetcher=False, fill_color="mean")
+    transform = transforms_coco_eval(spec.image_size, interpolation="bilinear", use_prefetcher=True, fill_color="mean")
     pixels, info = transform(image, {})
+    mean, std = (255 * torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    normalised = (torch.from_numpy(pixels).float() - mean) / std  # as effdet.data.loader.PrefetchLoader does
     bench = DetBenchPredict(store.model(spec)).eval()
     image_info = {
         "img_scale": torch.tensor([info["img_scale"]], dtype=torch.float32),
         "img_size": torch.tensor([image.size], dtype=torch.float32),
     }
-    rows = bench(pixels[None], image_info)[0].numpy()
+    rows = bench(normalised[None], image_info)[0].numpy()
     return rows[rows[:, 5] > 0]
 
 

@@ -9,7 +9,6 @@ import httpx
 
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
 _PROGRESS_EVERY_S = 5.0
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
@@ -50,7 +49,7 @@ def download(url: str, path: Path, sha256_prefix: str = "") -> None:
 def _save(response: httpx.Response, partial: Path, append: bool, total: int) -> None:
     last = time.monotonic()
     with partial.open("ab" if append else "wb") as file:
-        for chunk in response.iter_bytes(_CHUNK_BYTES):
+        for chunk in response.iter_raw():
             file.write(chunk)
             if time.monotonic() - last > _PROGRESS_EVERY_S:
                 last = time.monotonic()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -114,26 +115,26 @@ def _advancing(progress: Progress, status: ImplementationStatus, dataset: Datase
 
 def _table(comparisons: list[Comparison]) -> Table:
     with_truth = any(comparison.ground_truth for comparison in comparisons)
-    table = Table(title="Output error against the reference")
+    table = Table(title="Output error against the reference", box=SIMPLE_HEAD)
     for column in ("implementation", "model"):
         table.add_column(column)
     figures = ["boxes MSE (px²)", "scores MSE", "labels accuracy", "mean IoU", "missed", "spurious"]
     for column in [*figures, *(["mAP", "mAP - baseline"] if with_truth else [])]:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    table.add_column("claims")
     table.add_column("gate")
     for comparison in comparisons:
         for name, each in comparison.per_model.items():
             truth = _truth_cells(comparison.ground_truth.get(name)) if with_truth else []
-            table.add_row(comparison.implementation, name, *_figure_cells(each), *truth, "")
-        gate = "passed" if comparison.gate.passed else "failed"
-        claim = "" if comparison.exact else " (claims nothing)"
+            table.add_row(comparison.implementation, name, *_figure_cells(each), *truth, "", "")
         blank = ["", ""] if with_truth else []
         table.add_row(
             comparison.implementation,
             "all",
             *_figure_cells(comparison.overall),
             *blank,
-            gate + claim,
+            "exact" if comparison.exact else "nothing",
+            "passed" if comparison.gate.passed else "failed",
             end_section=True,
         )
     return table

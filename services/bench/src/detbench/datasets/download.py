@@ -20,7 +20,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from detbench.errors import DatasetError
 
-_CHUNK_BYTES = 1 << 20
 _TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 _ATTEMPTS = 5
 
@@ -105,7 +104,7 @@ def _continue(file: RemoteFile, partial: Path, show: Callable[[int, int | None],
                 f"{file.name} needs {(total - have) / 1e6:.0f} MB; {partial.parent} has {free / 1e6:.0f} MB free"
             )
         with partial.open("ab" if have else "wb") as out:
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 out.write(chunk)
                 show(out.tell(), total)
 

@@ -54,13 +54,11 @@ def _answer(rows: list[Row]) -> str:
     answer = f"{name} is fastest: {winner.run.load.rps:.3g} images per second with {_users(users)}, and it {checked}"
     if winner.speedup is not None and name != BASELINE:
         answer += f"; {winner.speedup:.2f} times baseline"
-    rate = winner.run.load.rps
-    wrong = {
-        row.run.implementation: f"{row.run.load.rps:.3g}"
-        for row in rows
-        if row.wrong and row.run.load and row.run.load.rps > rate
-    }
-    faster = "; ".join(f"{each} does {value}, and its answers are wrong" for each, value in wrong.items())
+    wrong: dict[str, float] = {}
+    for row in rows:
+        if row.wrong and row.run.load and row.run.load.rps > winner.run.load.rps:
+            wrong[row.run.implementation] = max(row.run.load.rps, wrong.get(row.run.implementation, 0.0))
+    faster = "; ".join(f"{each} does {rate:.3g}, and its answers are wrong" for each, rate in wrong.items())
     return f"{answer}. {faster}." if faster else f"{answer}."
 
 

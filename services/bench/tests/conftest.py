@@ -1,0 +1,65 @@
+"""What the tests of detbench share: a real server with one small model set, and a data folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from detbench.cli import main
+from detbench.datasets import Dataset, fetch, open_dataset
+from detbench.server_process import ServerProcess
+
+# One D0 instead of D0, D1 and D2: the same code in a sixth of the time.
+MODEL_SETS = """
+[[model_sets.single.models]]
+architecture = "tf_efficientdet_d0"
+num_classes = 90
+"""
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of the session, so that random weights are calibrated once."""
+    folder = tmp_path_factory.mktemp("data")
+    fetch("sample", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(data_dir: Path) -> dict[str, str]:
+    """Settings of the servers in these tests."""
+    model_sets = data_dir / "model_sets.toml"
+    model_sets.write_text(MODEL_SETS)
+    return {
+        "DETSERVER_DATA_DIR": str(data_dir),
+        "DETSERVER_MODEL_SETS_FILE": str(model_sets),
+        "DETSERVER_DEFAULT_MODEL_SET": "single",
+        "DETSERVER_WEIGHTS_DOWNLOAD": "false",
+        "DETSERVER_TORCH_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def server(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with baseline and invalid of the set `single`."""
+    with ServerProcess(tmp_path_factory.mktemp("server") / "server.log", settings) as process:
+        process.wait_ready()
+        yield process
+
+
+@pytest.fixture(scope="session")
+def sample(data_dir: Path) -> Dataset:
+    """The photographs of the dataset `sample`."""
+    return open_dataset("sample", data_dir)
+
+
+@pytest.fixture
+def detbench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, str], data_dir: Path):
+    """Call the command line in a folder of its own, with the small model set; returns the exit status."""
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BENCHMARK_MODEL_SET", "single")
+    monkeypatch.setenv("BENCHMARK_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("BENCHMARK_OUTPUTS_DIR", str(tmp_path / "outputs"))
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: main([str(argument) for argument in arguments])

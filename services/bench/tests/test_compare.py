@@ -1,0 +1,213 @@
+"""The commands `reference` and `compare` against a real server; what no real server answers, against a thin one."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detbench.client import ServerClient
+from detbench.datasets import Dataset, open_dataset
+from detbench.errors import MalformedOutput, ReferenceMismatch
+from detbench.quality.compare import compare
+from detbench.quality.outputs import ImageOutput, collect
+from detbench.quality.reference import load_reference, make_reference
+from detbench.results import Comparison, ModelWeights
+from detbench.server_process import ServerProcess
+
+MODEL = "tf_efficientdet_d0"
+
+
+@pytest.fixture
+def outputs_dir(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[ServerClient]:
+    with ServerClient(server.host) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def outputs(server: ServerProcess, sample: Dataset) -> dict[str, list[ImageOutput]]:
+    with ServerClient(server.host) as opened:
+        return {name: collect(opened, name, "single", sample.photos) for name in ("baseline", "invalid")}
+
+
+@pytest.fixture(scope="session")
+def weights(server: ServerProcess) -> list[ModelWeights]:
+    with ServerClient(server.host) as opened:
+        return opened.model_set("single").models
+
+
+def compared(reference: list[ImageOutput], candidate: list[ImageOutput], weights, annotations=None) -> Comparison:
+    return compare(
+        reference,
+        candidate,
+        implementation="candidate",
+        model_set="single",
+        exact=True,
+        weights=weights,
+        annotations=annotations,
+    )
+
+
+def test_reference_then_compare(detbench, server: ServerProcess, outputs_dir: Path, capsys):
+    assert detbench("reference", "--host", server.host) == 0
+    manifest = json.loads((outputs_dir / "reference" / "single" / "manifest.json").read_text())
+    assert (len(manifest["images"]), manifest["weights"][0]["source"]) == (4, "random")
+    assert detbench("compare", "--host", server.host, "--implementations", "baseline", "invalid") == 0
+    baseline, invalid = json.loads((outputs_dir / "compare" / "single.json").read_text())
+    assert baseline["gate"]["passed"] is True
+    assert baseline["overall"]["boxes_mse"] < 1e-6
+    assert baseline["overall"]["scores_mse"] < 1e-6
+    assert baseline["overall"]["labels_accuracy"] == 1
+    assert invalid["gate"]["passed"] is False
+    assert invalid["overall"]["boxes_mse"] > 100
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["baseline", "all", *["0.00e+00"] * 2, *["1.0000"] * 2, "0", "0", "exact", "passed"] in rows
+    assert ["nothing", "failed"] in [row[-2:] for row in rows]
+
+
+def test_invalid_fails_the_gate_where_it_is_held_to_it(detbench, server: ServerProcess):
+    assert detbench("reference", "--host", server.host) == 0
+    assert detbench("compare", "--host", server.host, "--implementations", "invalid", "--gate", "all") == 1
+
+
+def test_without_a_reference_the_remedy_is_told(detbench, server: ServerProcess, capsys):
+    assert detbench("compare", "--host", server.host) == 2
+    assert "detbench reference --model-set single" in capsys.readouterr().err
+
+
+def test_other_images_are_refused(detbench, server: ServerProcess, tmp_path: Path, capsys):
+    assert detbench("reference", "--host", server.host) == 0
+    Image.new("RGB", (64, 64)).save(tmp_path / "astronaut.png")
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(tmp_path / "other.png")
+    assert detbench("compare", "--host", server.host, "--dataset", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "astronaut.png has other content" in error
+    assert "other.png is not in it" in error
+
+
+def test_other_weights_are_refused(client: ServerClient, sample: Dataset, tmp_path: Path, weights):
+    reference = make_reference(client, "single", sample, tmp_path)
+    reference.check(weights, sample.photos)
+    other = [weights[0].model_copy(update={"fingerprint": "f" * 64, "source": "local"})]
+    with pytest.raises(ReferenceMismatch, match="local weights ffffffffffff, the reference random ones"):
+        reference.check(other, sample.photos)
+
+
+def test_a_part_of_the_references_images_will_do(
+    client: ServerClient, sample: Dataset, data_dir: Path, tmp_path, weights
+):
+    make_reference(client, "single", sample, tmp_path)
+    part = open_dataset("sample", data_dir, 2).photos
+    reference = load_reference(tmp_path, "single")
+    reference.check(weights, part)
+    assert [output.image for output in reference.outputs_of(part)] == ["astronaut.png", "chelsea.png"]
+
+
+def test_a_damaged_reference_is_refused(client: ServerClient, sample: Dataset, tmp_path: Path):
+    make_reference(client, "single", sample, tmp_path)
+    stored = tmp_path / "reference" / "single" / "detections.json"
+    stored.write_text(stored.read_text().replace("0.9", "0.8", 1))
+    with pytest.raises(ReferenceMismatch, match="not what its manifest says"):
+        load_reference(tmp_path, "single")
+
+
+def test_a_failed_reference_leaves_the_old_one(client: ServerClient, sample: Dataset, tmp_path: Path):
+    before = make_reference(client, "single", sample, tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    broken = open_dataset(str(tmp_path), tmp_path)
+    with pytest.raises(Exception, match="answered 400"):
+        make_reference(client, "single", broken, tmp_path)
+    assert load_reference(tmp_path, "single").manifest == before.manifest
+
+
+def test_a_difference_of_a_thousandth_pixel_passes_and_a_tenth_does_not(outputs, weights):
+    for shift, passes in ((1e-3, True), (0.1, False)):
+        moved = [output.model_copy(deep=True) for output in outputs["baseline"]]
+        for output in moved:
+            boxes = np.array(output.detections[0].boxes) + shift
+            object.__setattr__(output.detections[0], "boxes", [tuple(box) for box in boxes.tolist()])
+        assert compared(outputs["baseline"], moved, weights).gate.passed is passes
+
+
+def test_outputs_of_other_images_are_not_compared(outputs, weights):
+    with pytest.raises(MalformedOutput, match="not of the reference's images"):
+        compared(outputs["baseline"], outputs["baseline"][1:], weights)
+
+
+def test_an_output_without_one_of_the_models_is_not_compared(outputs, weights):
+    empty = [output.model_copy(update={"detections": []}) for output in outputs["baseline"]]
+    with pytest.raises(MalformedOutput, match=f"0 outputs of {MODEL}"):
+        compared(outputs["baseline"], empty, weights)
+
+
+@pytest.mark.parametrize("box", ["[NaN, 0, 1, 1]", "[0, 0, Infinity, 1]", "[0, 0, 1]"])
+def test_an_answer_with_a_nan_or_an_infinity_is_an_error(sample: Dataset, box: str):
+    body = (
+        '{"implementation": "x", "model_set": "single", "total_inference_time_ms": 1, "timings_ms": {},'
+        ' "batch_size": 1,'
+        f' "detections": [{{"model_name": "{MODEL}", "boxes": [{box}], "scores": [0.5], "labels": [1]}}]}}'
+    ).encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    broken = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=broken.serve_forever, daemon=True).start()
+    with (
+        ServerClient(f"http://127.0.0.1:{broken.server_port}") as client,
+        pytest.raises(MalformedOutput, match="astronaut"),
+    ):
+        collect(client, "x", "single", sample.photos)
+    broken.shutdown()
+
+
+def test_mean_average_precision_against_ground_truth(outputs, weights, sample: Dataset, tmp_path: Path):
+    """The ground truth is the reference's five best boxes of each image, so the reference finds them all."""
+    images, boxes = [], []
+    for number, output in enumerate(outputs["baseline"], 1):
+        images.append({"id": number, "file_name": output.image, "width": 640, "height": 640})
+        found = output.detections[0]
+        for (x1, y1, x2, y2), label in list(zip(found.boxes, found.labels, strict=True))[:5]:
+            size = [x1, y1, x2 - x1, y2 - y1]
+            area = size[2] * size[3]
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": size,
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": label, "name": str(label)} for label in range(1, 91)]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    truth = compared(outputs["baseline"], outputs["invalid"], weights, path).ground_truth[MODEL]
+    assert truth.map_baseline > 0.5
+    assert truth.map < 0.01
+    assert truth.difference == truth.map - truth.map_baseline
+
+
+def test_models_of_other_classes_than_the_datasets_have_no_ground_truth(outputs, weights, tmp_path: Path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 7, "name": "ray"}]}))
+    assert compared(outputs["baseline"], outputs["baseline"], weights, path).ground_truth == {}

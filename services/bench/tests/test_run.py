@@ -1,0 +1,229 @@
+"""The sweep, end to end: a real server, the real Locust."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+
+from detbench.server_process import ServerProcess, free_port
+
+LOCUSTFILE = Path(__file__).parents[1] / "src" / "detbench" / "load" / "locustfile.py"
+
+NEW_IMPLEMENTATION = '''
+"""An implementation in a file of its own."""
+
+from detserver.implementations.invalid import Invalid
+
+
+class Newcomer(Invalid):
+    """The constant answer under another name."""
+
+    name = "newcomer"
+    description = "a new file, and nothing else"
+'''
+
+
+def only_run(outputs_dir: Path) -> Path:
+    (found,) = outputs_dir.glob("*-single")
+    return found
+
+
+def results(run_dir: Path) -> dict:
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys):
+    sweep = ("run", "--implementations", "baseline", "invalid", "--users", "1", "2", "--duration", "3", "--warmup", "1")
+    assert detbench(*sweep, "--compare-outputs", "--max-images", "2") == 0
+    run_dir = only_run(tmp_path / "outputs")
+    found = results(run_dir)
+    assert [(run["implementation"], run["users"], run["status"]) for run in found["runs"]] == [
+        (name, users, "ok") for name in ("baseline", "invalid") for users in (1, 2)
+    ]
+    for run in found["runs"]:
+        load = run["load"]
+        assert load["failures"] == 0
+        # Closed loop: users = rate x latency (Little's law), up to what the ends of a short window cut off.
+        assert load["rps"] * load["latency"]["mean_ms"] / 1e3 == pytest.approx(run["users"], rel=0.35)
+        assert set(load["stages_ms"]) == {"decode", "preprocess", "queue", "forward", "postprocess"}
+    baseline, invalid = found["comparisons"]
+    assert baseline["gate"]["passed"] is True
+    assert invalid["gate"]["passed"] is False
+    assert invalid["overall"]["boxes_mse"] > 100
+    assert found["weights"][0]["source"] == "random"
+    assert found["problems"] == []
+    assert found["ended"]
+    with (run_dir / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["rps"]) for row in rows] == [run["load"]["rps"] for run in found["runs"]]
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    assert {path.name for path in (run_dir / "detections").iterdir()} == {
+        "reference.json",
+        "baseline.json",
+        "invalid.json",
+    }
+    printed = capsys.readouterr().out
+    assert "boxes" in printed
+    assert str(run_dir / "report.html") in printed.replace("\n", "")
+
+
+def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings, data_dir: Path, tmp_path: Path):
+    environment = os.environ | settings | {"BENCHMARK_OUTPUTS_DIR": str(tmp_path), "BENCHMARK_DATA_DIR": str(data_dir)}
+    arguments = ("--model-set", "single", "--implementations", "invalid", "baseline", "--users", "1", "2")
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "detbench.cli", "run", *arguments, "--duration", "4", "--warmup", "1"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    runs: list[dict] = []
+    while not runs:  # until the first run is on disk
+        time.sleep(0.2)
+        assert sweep.poll() is None
+        runs = [run for path in tmp_path.glob("*-single/results.json") for run in json.loads(path.read_text())["runs"]]
+    time.sleep(2)
+    (server,) = [child for child in psutil.Process(sweep.pid).children() if child.cmdline()[-2:] == ["-m", "detserver"]]
+    server.send_signal(signal.SIGKILL)
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1
+    found = results(only_run(tmp_path))
+    states = [(run["implementation"], run["users"], run["status"]) for run in found["runs"]]
+    assert states[:2] == [("invalid", 1, "ok"), ("invalid", 2, "failed")]
+    # The server is started again for the next implementation.
+    assert states[2:] == [("baseline", 1, "ok"), ("baseline", 2, "ok")]
+    assert found["runs"][0] == runs[0]
+    assert "exit status -9" in found["runs"][1]["reason"]
+    assert "invalid, 2 users" in printed
+    assert (only_run(tmp_path) / "report.html").exists()
+
+
+def test_a_server_that_cannot_start_is_told_with_its_log(detbench, monkeypatch, capsys):
+    monkeypatch.setenv("DETSERVER_DEVICE", "cuda:77")
+    assert detbench("run", "--implementations", "invalid", "--users", "1", "--duration", "1") == 2
+    assert "DETSERVER_DEVICE=cuda:77" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--implementations", "nothing"), "no implementation 'nothing'; it has baseline, invalid"),
+        (("--model-set", "nothing"), "cannot run nothing"),
+        (("--dataset", "nowhere"), "neither a folder of images nor a dataset"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(detbench, server: ServerProcess, capsys, arguments, reason: str):
+    assert detbench("run", "--host", server.host, "--implementations", "baseline", *arguments) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert "Traceback" not in error
+
+
+def test_locust_runs_by_itself_and_writes_its_csv(server: ServerProcess, data_dir: Path, tmp_path: Path):
+    environment = os.environ | {
+        "BENCHMARK_IMPLEMENTATION": "invalid",
+        "BENCHMARK_MODEL_SET": "single",
+        "BENCHMARK_DATASET": "sample",
+        "BENCHMARK_DATA_DIR": str(data_dir),
+        "BENCHMARK_MAX_IMAGES": "2",
+    }
+    arguments = ("--headless", "-u", "2", "-r", "2", "-t", "3s", "--csv", str(tmp_path / "load"), "--only-summary")
+    ended = subprocess.run(
+        [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", server.host, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    with (tmp_path / "load_stats.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert row["Name"] == "invalid single"
+    assert int(row["Request Count"]) > 5
+    assert row["Failure Count"] == "0"
+
+
+def test_an_answer_without_a_model_of_the_set_is_a_failure(server: ServerProcess, data_dir: Path, monkeypatch):
+    """The check itself, on a real answer; in a process of its own, because Locust patches the standard library."""
+    script = f"""
+from detbench.load.locustfile import check_answer, prepare_workload
+from dataclasses import replace
+from pathlib import Path
+import httpx
+workload = prepare_workload({server.host!r}, "invalid", "single", "sample", 1, Path({str(data_dir)!r}))
+image = workload.images[0]
+body = httpx.post({server.host!r} + "/infer/invalid?model_set=single", content=image.data,
+                  headers={{"Content-Type": image.content_type}}).content
+check_answer(body, workload)
+for bad, sent in ((replace(workload, model_names=("a", "b")), body), (workload, b"{{}}"), (workload, body[:-9]),
+                  (workload, body.replace(b'"scores":[0.5]', b'"scores":[]'))):
+    try:
+        check_answer(sent, bad)
+    except ValueError as error:
+        print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "detections of tf_efficientdet_d0, not of a, b"
+    assert len(lines) == 4
+
+
+@pytest.fixture
+def extended_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the server's package with one more file, in front of the installed one."""
+    package = find_spec("detserver")
+    assert package is not None
+    assert package.origin is not None
+    shutil.copytree(Path(package.origin).parent, tmp_path / "extended" / "detserver")
+    (tmp_path / "extended" / "detserver" / "implementations" / "newcomer.py").write_text(NEW_IMPLEMENTATION)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extended"))
+
+
+def test_a_new_file_is_a_new_implementation_everywhere(detbench, extended_package, tmp_path: Path, settings, data_dir):
+    # The sweep and the report:
+    assert detbench("run", "--implementations", "newcomer", "--users", "1", "--duration", "2", "--warmup", "1") == 0
+    run_dir = only_run(tmp_path / "outputs")
+    assert results(run_dir)["runs"][0]["implementation"] == "newcomer"
+    assert "newcomer" in (run_dir / "report.html").read_text()
+    # The API, and the drop-down of Locust's start form:
+    with ServerProcess(tmp_path / "server.log", settings | {"DETSERVER_PRELOAD": ""}) as process:
+        process.wait_ready()
+        with urllib.request.urlopen(f"{process.host}/implementations") as answer:
+            assert "newcomer" in [row["name"] for row in json.load(answer)]
+        port = free_port()
+        locust = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", process.host),
+                *("--web-host", "127.0.0.1", "--web-port", str(port)),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            page = ""
+            while not page:
+                assert locust.poll() is None
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+                        page = answer.read().decode()
+                except OSError:
+                    time.sleep(0.2)
+        finally:
+            locust.terminate()
+            locust.wait()
+    arguments = json.loads(re.search(r"window.templateArgs = (\{.*\})", page)[1])["extra_options"]
+    assert arguments["implementation"]["choices"] == ["baseline", "invalid", "newcomer"]
+    assert arguments["model_set"]["choices"] == ["mixed", "uniform", "single"]
+    assert set(arguments) == {"implementation", "model_set", "dataset", "max_images"}
