@@ -1,0 +1,167 @@
+"""The engine with implementations of the tests' own, in this process."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detserver.engine import Answer, Engine
+from detserver.errors import CannotRun, InferenceFailed, NotReady, OutOfMemory, QueueFull
+from detserver.implementations import Registry
+from detserver.implementations.base import BaseModelImpl, DetectionOutput
+from detserver.preprocess import PreparedImage, prepare
+from detserver.weights import WeightsStore
+from detserver.zoo import ModelSet, ModelSpec
+
+SET = ModelSet("one", (ModelSpec("d0", "tf_efficientdet_d0", 90),))
+
+
+class Batching(BaseModelImpl):
+    """Answers the width of the image as its score; waits for `go` before the first batch."""
+
+    name = "batching"
+    description = "for the tests"
+    exact = False
+    max_batch_size = 4
+    go = threading.Event()
+    batches: list[int] = []  # noqa: RUF012
+
+    def load(self) -> None:
+        self.batches.clear()
+
+    def predict(self, image: PreparedImage) -> list[DetectionOutput]:
+        box = np.array([[0, 0, 1, 1]], dtype=np.float32)
+        score = np.array([image.width / 1000], dtype=np.float32)
+        return [DetectionOutput("d0", box, score, np.array([1]))]
+
+    def predict_batch(self, images: Sequence[PreparedImage]) -> list[list[DetectionOutput]]:
+        self.go.wait(10)
+        self.batches.append(len(images))
+        return super().predict_batch(images)
+
+
+class Broken(Batching):
+    name = "broken"
+    error: BaseException = RuntimeError("a bug")
+
+    def predict_batch(self, images: Sequence[PreparedImage]) -> list[list[DetectionOutput]]:
+        raise self.error
+
+
+class NotANumber(Batching):
+    name = "nan"
+    max_batch_size = 1
+
+    def predict(self, image: PreparedImage) -> list[DetectionOutput]:
+        return [DetectionOutput("d0", np.full((1, 4), np.nan), np.array([0.5]), np.array([1]))]
+
+
+class Particular(Batching):
+    name = "particular"
+
+    @classmethod
+    def unsupported_reason(cls, model_set: ModelSet) -> str | None:
+        return "it has one model"
+
+
+class BrokenLoad(Batching):
+    name = "broken-load"
+
+    def load(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB")
+
+
+def image(width: int) -> PreparedImage:
+    return prepare(Image.new("RGB", (width, 10)), [64])
+
+
+@pytest.fixture
+def engine(tmp_path: Path):
+    Batching.go.clear()
+    store = WeightsStore(tmp_path, tmp_path, seed=0, allow_download=False)
+    running = Engine(Registry(), store, torch.device("cpu"), queue_size=3)
+    running.start()
+    yield running
+    Batching.go.set()
+    running.stop()
+
+
+async def gather(engine: Engine, widths: Sequence[int], implementation=Batching) -> list[Answer | BaseException]:
+    """Ask for the first, and for the others while it is in work."""
+    asked = []
+    for width in widths:
+        asked.append(asyncio.create_task(engine.infer(implementation, SET, image(width))))
+        await asyncio.sleep(0.1)
+    Batching.go.set()
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+def test_what_waits_is_run_as_one_batch_and_each_gets_its_own_answer(engine: Engine):
+    widths = [100, 200, 300, 400, 500, 600]
+    answers = asyncio.run(gather(engine, widths))
+    assert Batching.batches == [1, 4, 1]
+    assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 1]
+    assert [round(1000 * float(answer.outputs[0].scores[0])) for answer in answers] == widths
+    assert all(answer.queue_s >= 0 and answer.forward_s >= 0 for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("error", "answer", "text"),
+    [
+        (RuntimeError("a bug"), InferenceFailed, "RuntimeError: a bug"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), OutOfMemory, "CUDA out of memory"),
+    ],
+)
+def test_a_failure_is_the_answer_of_its_batch_alone(engine: Engine, error, answer, text: str):
+    Broken.error = error
+    failed = asyncio.run(gather(engine, [1, 2], Broken))
+    assert {type(each) for each in failed} == {answer}
+    assert text in str(failed[0])
+    assert len(asyncio.run(gather(engine, [100]))[0].outputs) == 1
+
+
+def test_a_nan_is_never_answered(engine: Engine):
+    (failed,) = asyncio.run(gather(engine, [1], NotANumber))
+    assert isinstance(failed, InferenceFailed)
+    assert "NaN" in str(failed)
+
+
+def test_a_load_that_fails_leaves_nothing_loaded(engine: Engine):
+    with pytest.raises(OutOfMemory, match="unload another"):
+        asyncio.run(engine.load(BrokenLoad, SET))
+    assert engine.loaded == []
+
+
+def test_what_cannot_run_is_refused_before_it_waits(engine: Engine):
+    with pytest.raises(CannotRun, match="particular cannot run one: it has one model"):
+        asyncio.run(engine.infer(Particular, SET, image(1)))
+
+
+def test_admission_ends_at_the_limit_and_places_come_back(engine: Engine):
+    with engine.admission(), engine.admission():
+        with engine.admission(), pytest.raises(QueueFull), engine.admission():
+            pass
+        with engine.admission():
+            pass
+
+
+def test_what_waits_when_the_server_ends_is_answered(engine: Engine):
+    async def ask_and_stop() -> list:
+        asked = []
+        for width in range(1, 9):
+            asked.append(asyncio.create_task(engine.infer(Batching, SET, image(width))))
+            await asyncio.sleep(0.1)
+        stopping = asyncio.create_task(asyncio.to_thread(engine.stop))
+        await asyncio.sleep(0.1)
+        Batching.go.set()
+        await stopping
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(ask_and_stop())
+    assert isinstance(answers[0], Answer)
+    assert {type(each) for each in answers[1:]} == {NotReady}
