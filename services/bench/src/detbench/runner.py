@@ -305,10 +305,11 @@ def _new_sweep(client: ServerClient, plan: Plan, implementations: list[Implement
 
 
 def _judged(run: Run, load: Load) -> Run:
-    if load.latency is None:
-        reason = "no request succeeded within the duration"
+    succeeded = load.requests - load.failures
+    if load.latency is None or load.failures > succeeded:
+        reason = f"{succeeded} of {load.requests} requests succeeded within the duration"
         if load.errors:
-            reason += f": {max(load.errors, key=lambda error: load.errors[error])}"
+            reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
         return run.model_copy(update={"load": load, "reason": reason})
     return run.model_copy(update={"status": "ok", "load": load, "warnings": warnings_of(load)})
 

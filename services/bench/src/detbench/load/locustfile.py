@@ -163,7 +163,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 @events.test_start.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Prepare the workload of this process; on a failure say why, and start no user."""
+    """Prepare the workload of this process; on a failure say why, and let no user send anything."""
     options = environment.parsed_options
     environment.workload = None  # type: ignore[attr-defined]
     if options is None or getattr(options, "master", False):
@@ -180,7 +180,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     except DetbenchError as error:
         log.error("no load: %s", error)
         environment.process_exit_code = 2
-        if environment.runner is not None:
+        if environment.web_ui is None and environment.runner is not None:  # in the web UI, another try may be right
             environment.runner.quit()
 
 
