@@ -9,12 +9,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from effdet.config.model_config import efficientdet_model_param_dict
 from safetensors.torch import save_file
 
 from detserver.download import download
 from detserver.errors import WeightsRefused
 from detserver.weights import WeightsStore, create_model, fingerprint
-from detserver.zoo import BUILT_IN, ModelSpec
+from detserver.zoo import BUILT_IN, ModelSpec, default_config
 
 D0 = BUILT_IN[0].models[0]
 SEVEN = ModelSpec("fish", "tf_efficientdet_d0", 7)
@@ -146,14 +147,14 @@ def mirror() -> Iterator[Mirror]:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch, weights_files: Path, mirror: Mirror) -> Mirror:
+def published(monkeypatch: pytest.MonkeyPatch, weights_files: Path, mirror: Mirror) -> Iterator[Mirror]:
     """The mirror has effdet's file of D0, whose name ends with its checksum as effdet's names do."""
     mirror.content = (weights_files / "d0.pth").read_bytes()
     name = f"tf_efficientdet_d0_34-{hashlib.sha256(mirror.content).hexdigest()[:8]}.pth"
-    from effdet.config.model_config import efficientdet_model_param_dict
-
     monkeypatch.setitem(efficientdet_model_param_dict["tf_efficientdet_d0"], "url", f"https://nowhere.invalid/{name}")
-    return mirror
+    default_config.cache_clear()
+    yield mirror
+    default_config.cache_clear()
 
 
 def test_pretrained_weights_are_downloaded_once(published: Mirror, tmp_path: Path):

@@ -35,10 +35,11 @@ def pick_device(name: str) -> torch.device:
 
 def describe(device: torch.device) -> Machine:
     """What `Machine` holds, of this process."""
-    versions = {"detserver": __version__, "python": platform.python_version()}
-    versions |= {package: version(package) for package in _PACKAGES}  # type: ignore[no-untyped-call]
+    packages = {package: version(package) for package in _PACKAGES}
+    versions = {"detserver": __version__, "python": platform.python_version(), **packages}
     if device.type == "cuda":
-        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        versions["cuda"] = str(torch.version.cuda)
+        versions["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(str(device), name, cores, torch.get_num_threads(), platform.platform(), versions)

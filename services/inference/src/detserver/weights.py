@@ -11,7 +11,6 @@ from typing import Literal
 import effdet
 import httpx
 import torch
-from effdet import get_efficientdet_config
 from effdet.efficientdet import EfficientDet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,7 @@ from timm.models import load_state_dict
 from detserver import calibrate
 from detserver.download import ChecksumMismatch, download
 from detserver.errors import WeightsRefused
-from detserver.zoo import ModelSpec
+from detserver.zoo import ModelSpec, default_config
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +99,9 @@ class WeightsStore:
         local = self._local_file(spec)
         if local is not None:
             return "local", read_weights(local, spec)
-        url = get_efficientdet_config(spec.architecture).url
-        if url and spec.num_classes == get_efficientdet_config(spec.architecture).num_classes:
-            pretrained = self._pretrained_file(url)
+        published = default_config(spec.architecture)
+        if published.url and spec.num_classes == published.num_classes:
+            pretrained = self._pretrained_file(published.url)
             if pretrained is not None:
                 return "pretrained", read_weights(pretrained, spec)
         return "random", self._random(spec)
@@ -113,7 +112,7 @@ class WeightsStore:
                 raise WeightsRefused(f"{spec.name}: there is no weights file {spec.weights_file}")
             return spec.weights_file
         names = [spec.name]
-        if spec.num_classes == get_efficientdet_config(spec.architecture).num_classes:
+        if spec.num_classes == default_config(spec.architecture).num_classes:
             names.append(spec.architecture)
         candidates = (self._weights_dir / f"{name}{suffix}" for name in names for suffix in _SUFFIXES)
         return next((path for path in candidates if path.is_file()), None)

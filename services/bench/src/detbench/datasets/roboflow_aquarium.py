@@ -20,7 +20,7 @@ class RoboflowAquarium(Source):
     name = "roboflow_aquarium"
     summary = "aquarium animals with boxes of 7 classes, the test split"
     images = 63
-    download = "70 MB"
+    download = "your own link"
     licence = "CC BY 4.0, Roboflow"
 
     def make(self, target: Path, downloads: Path) -> None:
