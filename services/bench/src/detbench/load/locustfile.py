@@ -5,7 +5,7 @@
 
 Implementation, model set, dataset and image count are options, fields of the web UI's start form, and environment
 variables: BENCHMARK_IMPLEMENTATION, BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR.
-The drop-downs hold what the server at `--host` offers.
+In the web UI they are under "Custom parameters"; the drop-downs hold what the server at `--host` offers.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from detbench.datasets import fetch_or_open
 from detbench.errors import DetbenchError, ServerError
 
 log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at what the server offers
 
 DEFAULT_HOST = "http://localhost:8000"
 # A closed loop would otherwise send failures as fast as they come: to a dead server, thousands per second.
