@@ -14,6 +14,7 @@ from detbench.client import ImplementationStatus, ServerClient
 from detbench.datasets import Dataset
 from detbench.errors import DetbenchError, MalformedOutput, ReferenceMismatch, ServerError
 from detbench.load.measure import LoadRequest, run_driver, warnings_of
+from detbench.pushgateway import push_comparisons, push_run
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
@@ -159,6 +160,7 @@ class SweepRunner:
             run = run.model_copy(update={"reason": self._reason(error)})
         run = run.model_copy(update={"ended": _now()})
         self._update(runs=[*self._sweep.runs, run])
+        push_run(run)
         if run.status == "failed":
             self._note_problem(f"{what}: {run.reason}")
         else:
@@ -184,6 +186,7 @@ class SweepRunner:
             annotations=plan.dataset.annotations,
         )
         self._update(comparisons=[*self._sweep.comparisons, comparison])
+        push_comparisons([comparison])
         if status.exact and not comparison.gate.passed:
             self._note_problem(f"{status.name} claims to be exact and is not: {'; '.join(comparison.gate.reasons)}")
 

@@ -16,6 +16,7 @@ from detbench.commands.console import open_console
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
 from detbench.datasets import Dataset
 from detbench.errors import MalformedOutput, ServerError
+from detbench.pushgateway import push_comparisons
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect
 from detbench.quality.reference import Reference, load_reference
@@ -31,6 +32,8 @@ a zero box and a zero score. The gate is what float32 reassociation leaves: boxe
 all labels equal, nothing missed, nothing spurious.
 
   detbench compare --implementations baseline invalid --model-set mixed
+
+BENCHMARK_PUSHGATEWAY_URL names a Pushgateway that takes the figures, for dashboards; so it does for `detbench run`.
 
 Exit status: 0 every implementation that claims to be exact is; 1 one is not, or failed; 2 nothing could be compared.
 """
@@ -67,6 +70,7 @@ def execute(options: argparse.Namespace) -> int:
         comparisons, failures = _compare_all(client, options, dataset, reference, console)
     path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
     write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))
+    push_comparisons(comparisons)
     console.print(_table(comparisons))
     for comparison in comparisons:
         for reason in comparison.gate.reasons if comparison.exact or options.gate == "all" else ():

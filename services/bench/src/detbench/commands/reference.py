@@ -4,9 +4,12 @@ import argparse
 
 from rich.progress import Progress
 
+from detbench.client import ServerClient
 from detbench.commands.console import open_console
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
-from detbench.quality.reference import make_reference
+from detbench.datasets import Dataset
+from detbench.errors import ReferenceMismatch
+from detbench.quality.reference import load_reference, make_reference
 
 NAME = "reference"
 SUMMARY = "store what baseline answers, to compare with"
@@ -23,13 +26,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_server_options(parser)
     add_dataset_options(parser)
+    parser.add_argument(
+        "--keep", action="store_true", help="do nothing where the stored reference is of these weights and images"
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
     """Make the reference; returns the exit status."""
     console = open_console()
     dataset = opened_dataset(options)
+    folder = options.outputs_dir / "reference" / options.model_set
     with connected(options, console) as client:
+        if options.keep and _stored(client, options, dataset):
+            console.print(f"kept: {folder}", markup=False, soft_wrap=True)
+            return 0
         with console.status("loading baseline"):
             client.load("baseline", options.model_set)
         with Progress(console=console, transient=True) as progress:
@@ -37,6 +47,14 @@ def execute(options: argparse.Namespace) -> int:
             reference = make_reference(
                 client, options.model_set, dataset, options.outputs_dir, lambda _: progress.advance(task)
             )
-    folder = options.outputs_dir / "reference" / options.model_set
     console.print(f"{len(reference.outputs)} images of {dataset.name}: {folder}", markup=False, soft_wrap=True)
     return 0
+
+
+def _stored(client: ServerClient, options: argparse.Namespace, dataset: Dataset) -> bool:
+    try:
+        reference = load_reference(options.outputs_dir, options.model_set)
+        reference.check(client.model_set(options.model_set).models, dataset.photos)
+    except ReferenceMismatch:
+        return False
+    return True

@@ -13,6 +13,7 @@ monkey.patch_all()
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from locust import log
 from locust.env import Environment
 
 from detbench.errors import DetbenchError
-from detbench.load.locustfile import DetectorUser, prepare_workload
+from detbench.load.locustfile import DetectorUser, export_metrics, prepare_workload
 from detbench.load.recorder import Recorder
 
 _POLL_S = 0.5
@@ -43,8 +44,12 @@ def measure(options: argparse.Namespace) -> int:
     except DetbenchError as error:
         _say(error=str(error))
         return 2
-    environment = Environment(user_classes=[DetectorUser], host=options.host, stop_timeout=_DRAIN_S)
+    environment = Environment(
+        user_classes=[DetectorUser], host=options.host, stop_timeout=_DRAIN_S, parsed_options=options
+    )
     environment.workload = workload  # type: ignore[attr-defined]
+    export_metrics(environment, options.metrics_port)
+    environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     recorder = Recorder(options.users)
     environment.events.request.add_listener(recorder.on_request)
     runner = environment.create_local_runner()
@@ -88,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--users", type=int, required=True)
     parser.add_argument("--duration", type=float, required=True, help="seconds")
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
+    parser.add_argument("--metrics-port", type=int, default=os.environ.get("BENCHMARK_METRICS_PORT", 0))
     return parser.parse_args()
 
 

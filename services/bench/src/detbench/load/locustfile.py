@@ -5,6 +5,7 @@
 
 Implementation, model set, dataset and image count are options, fields of the web UI's start form, and environment
 variables: BENCHMARK_IMPLEMENTATION, BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR.
+With BENCHMARK_METRICS_PORT, Prometheus finds counters and a latency histogram there.
 In the web UI they are under "Custom parameters"; the drop-downs hold what the server at `--host` offers.
 """
 
@@ -23,11 +24,13 @@ from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
+from locust.runners import WorkerRunner
 from pydantic import ValidationError
 
 from detbench.client import Inference, ServerClient
 from detbench.datasets import fetch_or_open
 from detbench.errors import DetbenchError, ServerError
+from detbench.load.metrics import LoadMetrics, RunnerState, serve
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at what the server offers
@@ -106,6 +109,7 @@ class DetectorUser(FastHttpUser):
         if workload is None:
             raise StopUser
         self._workload: Workload = workload
+        self._metrics: LoadMetrics = self.environment.load_metrics
         self._number = next(self._numbers)
         self._images: Iterator[Image] = itertools.cycle(_rotate(workload.images, self._number))
 
@@ -113,6 +117,7 @@ class DetectorUser(FastHttpUser):
     def infer(self) -> None:
         """Send one photo; a success is a well-formed answer with detections of every model of the set."""
         workload, image = self._workload, next(self._images)
+        self._metrics.started()
         # Locust hands its listeners a copy of the context; `outcome` is what reaches them.
         outcome: dict[str, Inference] = {}
         with self.client.post(
@@ -160,6 +165,32 @@ def add_options(parser: LocustArgumentParser) -> None:
         include_in_web_ui=False,
         help="folder of the datasets",
     )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        env_var="BENCHMARK_METRICS_PORT",
+        default=0,
+        include_in_web_ui=False,
+        help="port on which Prometheus finds the metrics of this process; 0: none",
+    )
+
+
+def export_metrics(environment: Environment, port: int) -> None:
+    """Count every request of `environment`; answer Prometheus on `port` unless it is 0."""
+    metrics = LoadMetrics()
+    environment.load_metrics = metrics  # type: ignore[attr-defined]
+    environment.events.request.add_listener(metrics.on_request)
+    if not isinstance(environment.runner, WorkerRunner):
+        metrics.registry.register(RunnerState(environment))
+    if port:
+        serve(metrics, port)
+
+
+@events.init.add_listener
+def start_metrics(environment: Environment, **_: Any) -> None:
+    """Export the metrics of this process."""
+    options = environment.parsed_options
+    export_metrics(environment, options.metrics_port if options else 0)
 
 
 @events.test_start.add_listener
@@ -178,6 +209,7 @@ def prepare(environment: Environment, **_: Any) -> None:
             options.max_images,
             Path(options.data_dir),
         )
+        environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     except DetbenchError as error:
         log.error("no load: %s", error)
         environment.process_exit_code = 2

@@ -1,0 +1,104 @@
+"""What the load side exports to Prometheus: a worker its answers, the master its users, workers, state and target."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from locust.env import Environment
+from locust.runners import MasterRunner
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+# The server's buckets: 1 ms to 60 s with a factor of 1.5.
+LATENCY_BUCKETS_S = (*(0.001 * 1.5**step for step in range(28)), 60.0)
+
+_STATES = ("ready", "spawning", "running", "cleanup", "stopping", "stopped")
+
+
+class LoadMetrics:
+    """Counts the requests of this process, for one implementation and model set at a time.
+
+    Attributes:
+        registry: where the metrics are.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = ("", "")
+        self._started = Counter(
+            "detbench_requests_started_total",
+            "Requests that users of this worker sent: the offered load",
+            ("implementation", "model_set"),
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "detbench_requests_total",
+            "Requests of this worker that ended, by outcome: success, failure (an HTTP error or a malformed answer), "
+            "no_answer (connection refused, broken or timed out)",
+            ("implementation", "model_set", "outcome"),
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "detbench_request_duration_seconds",
+            "Latency of this worker's successful requests, as the client sees it",
+            ("implementation", "model_set"),
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def target(self, implementation: str, model_set: str) -> None:
+        """Count for this implementation and model set from now on; their series begin at zero."""
+        self._labels = (implementation, model_set)
+        self._started.labels(*self._labels)
+        self._duration.labels(*self._labels)
+        for outcome in ("success", "failure", "no_answer"):
+            self._requests.labels(*self._labels, outcome)
+
+    def started(self) -> None:
+        """Count a request that is about to be sent."""
+        self._started.labels(*self._labels).inc()
+
+    def on_request(
+        self, response_time: float, exception: BaseException | None, response: Any = None, **_: object
+    ) -> None:
+        """Count an answer; a listener of Locust's `request` event, whose `response_time` is in ms."""
+        if exception is None:
+            self._duration.labels(*self._labels).observe(response_time / 1e3)
+        outcome = "success" if exception is None else "failure" if getattr(response, "status_code", 0) else "no_answer"
+        self._requests.labels(*self._labels, outcome).inc()
+
+
+class RunnerState(Collector):
+    """Users, state and target of the process that decides: the master, or a Locust that runs alone."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def collect(self) -> Iterable[Metric]:
+        """Read the runner; called at every scrape."""
+        runner, options = self._environment.runner, self._environment.parsed_options
+        if runner is None or options is None:
+            return
+        yield GaugeMetricFamily("detbench_users", "Users that run now", value=runner.user_count)
+        yield GaugeMetricFamily("detbench_target_users", "Users that were asked for", value=runner.target_user_count)
+        state = GaugeMetricFamily("detbench_state", "1 for the state that the load test is in", labels=("state",))
+        for name in _STATES:
+            state.add_metric((name,), float(runner.state == name))
+        yield state
+        target = GaugeMetricFamily(
+            "detbench_target_info", "1 for what the users ask for", labels=("host", "implementation", "model_set")
+        )
+        target.add_metric((self._environment.host or "", options.implementation, options.model_set), 1.0)
+        yield target
+        if isinstance(runner, MasterRunner):
+            workers = GaugeMetricFamily(
+                "detbench_workers", "Workers that the master knows, by state", labels=("state",)
+            )
+            for name in ("ready", "spawning", "running", "missing"):
+                workers.add_metric((name,), len(getattr(runner.clients, name)))
+            yield workers
+
+
+def serve(metrics: LoadMetrics, port: int) -> None:
+    """Answer Prometheus on `port`, from a thread (a greenlet, where gevent patches threads)."""
+    start_http_server(port, registry=metrics.registry)
