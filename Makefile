@@ -1,13 +1,18 @@
 # `make` lists the targets. Everything runs out of .venv, which `make install` fills from requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install bench test lint fmt serve locust datasets reference compare report lock clean
+.PHONY: help install bench test test-stack lint fmt serve locust datasets reference compare report \
+  up down logs bench-stack outputs dashboards lock clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # uv from PATH, else one of our own: a PATH without it needs nothing but Python and its venv module.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+# The stack: the GPU's compose file alone where there is a GPU, and the override without one.
+COMPOSE := docker compose -f compose.yaml $(if $(shell nvidia-smi -L 2>/dev/null),,-f compose.cpu.yaml)
+export REVISION := $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+STACK_IS_UP = test -n "$$(docker ps -q --filter label=com.docker.compose.project=detbench --filter label=com.docker.compose.service=inference 2>/dev/null)"
 HOST ?= http://localhost:8000
 MODEL_SET ?= mixed
 DATASET ?= sample
@@ -37,10 +42,14 @@ bench: install ## measure baseline and invalid on this machine, and report (outp
 test: lint ## lint, types and tests
 	$(BIN)/pytest
 
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy services/inference/src services/bench/src
+	$(BIN)/mypy services/inference/src services/bench/src grafana
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint services/*/Dockerfile; fi
+
+test-stack: install ## the stack on a real Docker engine: build, up, load, kill, down (Debian, root; about 10 minutes)
+	tests/stack/run
 
 fmt: install ## format, and mend what ruff can
 	$(BIN)/ruff check --fix .
@@ -58,12 +67,38 @@ datasets: install ## list the datasets; `make datasets NAMES="coco_val2017"` get
 reference: install ## store what baseline answers, to compare with
 	$(BIN)/detbench reference --model-set $(MODEL_SET) --dataset $(DATASET)
 
-compare: install ## output error of all implementations against the reference
-	@test -f outputs/reference/$(MODEL_SET)/manifest.json || $(BIN)/detbench reference --model-set $(MODEL_SET) --dataset $(DATASET)
+compare: ## output error of all implementations against the reference: in the stack where it is up, else here
+	@if $(STACK_IS_UP); then $(COMPOSE) run --rm compare --model-set $(MODEL_SET) --dataset $(DATASET); \
+	else $(MAKE) --no-print-directory compare-here; fi
+
+compare-here: install
+	$(BIN)/detbench reference --keep --model-set $(MODEL_SET) --dataset $(DATASET)
 	$(BIN)/detbench compare --model-set $(MODEL_SET) --dataset $(DATASET)
 
 report: install ## make the report of the newest run again
 	$(BIN)/detbench report
+
+up: ## build and start the stack, with the GPU where there is one; prints where to look
+	$(COMPOSE) up --build --detach --wait
+	@echo "Locust      http://localhost:$${LOCUST_PORT:-8089}   start a load here"
+	@echo "Grafana     http://localhost:$${GRAFANA_PORT:-3000}   watch it here"
+	@echo "Prometheus  http://localhost:$${PROMETHEUS_PORT:-9090}"
+	@echo "Server      http://localhost:$${INFERENCE_PORT:-8000}/docs"
+
+down: ## stop the stack; volumes stay (`docker compose down -v` removes them)
+	$(COMPOSE) --profile tools down
+
+logs: ## follow the stack's logs
+	$(COMPOSE) logs --follow --tail 50
+
+bench-stack: ## the sweep in the stack, seen in Grafana; results in the volume `outputs` (make outputs)
+	$(COMPOSE) run --rm --use-aliases bench --model-set $(MODEL_SET) --dataset $(DATASET) --users $(USERS) --duration $(DURATION)
+
+outputs: ## copy reports and references out of the stack into outputs/
+	$(COMPOSE) cp locust-master:/outputs/. outputs/
+
+dashboards: install ## write grafana/dashboards/*.json from grafana/generate.py
+	$(BIN)/python grafana/generate.py
 
 lock: | $(filter .uv/bin/uv,$(UV)) ## pin the newest versions of everything in requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \

@@ -1,7 +1,7 @@
 """The dashboards, as code: `make dashboards` writes grafana/dashboards/*.json, and a test holds the files in step.
 
-A generator and not JSON by hand: three dashboards of some 40 panels are 3,000 lines of JSON in which a metric's new name
-has to be found; here a panel is one call. The classes are Grafana's own (grafana-foundation-sdk).
+A generator and not JSON by hand: three dashboards are 3,000 lines of JSON, in which a metric has to be searched for;
+here a panel is one call. The classes are Grafana's own (grafana-foundation-sdk).
 """
 
 import argparse
@@ -39,6 +39,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DataTransformerConfig,
     DynamicConfigValue,
     FieldColorModeId,
+    VariableOption,
     VariableRefresh,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
@@ -52,6 +53,7 @@ PROFILING = " Profiling counter: data-centre cards only, GeForce has none." + GP
 
 Query = tuple[str, str]
 Color = str
+SIDES = ("detbench", "detserver")
 STAGES = ("network and client", "queue", "decode", "preprocess", "forward", "postprocess")
 STAGE_COLORS = ("#8e8e8e", "#e0b400", "#3274d9", "#37872d", "#e02f44", "#8f3bb8")
 
@@ -65,13 +67,13 @@ def query(expr: str, legend: str, instant: bool = False) -> Dataquery:
 def graph(
     title: str, description: str, unit: str, *queries: Query, span: int = 8, stacked: bool = False
 ) -> timeseries.Panel:
-    """A time series panel; the legend's table shows mean, maximum and last."""
+    """A time series panel; the legend's table shows mean and last."""
     legend = (
         common.VizLegendOptions()
         .display_mode(LegendDisplayMode.TABLE)
         .placement(LegendPlacement.BOTTOM)
         .show_legend(True)
-        .calcs(["mean", "max", "lastNotNull"])
+        .calcs(["mean", "lastNotNull"])
     )
     panel = (
         timeseries.Panel()
@@ -81,7 +83,7 @@ def graph(
         .unit(unit)
         .min(0)
         .span(span)
-        .height(9)
+        .height(12 if stacked else 9)
         .line_width(2)
         .fill_opacity(50 if stacked else 8)
         .show_points(VisibilityMode.NEVER)
@@ -120,7 +122,7 @@ def number(
     )
 
 
-def bars(title: str, description: str, unit: str, *queries: Query, span: int = 12) -> bargauge.Panel:
+def bars(title: str, description: str, unit: str, *queries: Query, span: int = 6, height: int = 9) -> bargauge.Panel:
     """Horizontal bars of the values now, one for each series, drawn against the longest."""
     panel = (
         bargauge.Panel()
@@ -130,7 +132,7 @@ def bars(title: str, description: str, unit: str, *queries: Query, span: int = 1
         .unit(unit)
         .min(0)
         .span(span)
-        .height(9)
+        .height(height)
         .no_value("–")
         .display_mode(BarGaugeDisplayMode.BASIC)
         .orientation(VizOrientation.HORIZONTAL)
@@ -167,7 +169,13 @@ def dashboard(uid: str, title: str, description: str, refresh: str = "5s") -> Da
         .time("now-15m", "now")
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(
+            DatasourceVariable("datasource")
+            .id("datasource")
+            .label("Data source")
+            .type("prometheus")
+            .current(VariableOption(selected=True, text="Prometheus", value="prometheus"))
+        )
         .annotation(runs)
         .link(
             DashboardLink("detbench")
@@ -183,6 +191,7 @@ def implementation_variable() -> QueryVariable:
     """Which implementations are shown: those that the server or a pushed result names."""
     return (
         QueryVariable("implementation")
+        .id("implementation")
         .label("Implementation")
         .datasource(SOURCE)
         .query({"query": "label_values(detserver_requests_total, implementation)", "refId": "implementation"})
@@ -190,7 +199,7 @@ def implementation_variable() -> QueryVariable:
         .multi(True)
         .include_all(True)
         .all_value(".*")
-        .current({"selected": True, "text": ["All"], "value": ["$__all"]})
+        .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
 
 
@@ -204,21 +213,20 @@ def percentiles(side: str, what: str) -> list[Query]:
 
 def live() -> Dashboard:
     """What a load test looks at while it runs."""
-    mean = "sum(rate({0}_request_duration_seconds_sum{{{1}}}[$__rate_interval])) / (sum(rate({0}_request_duration_seconds_count{{{1}}}[$__rate_interval])) > 0)"
-    client, server = mean.format("detbench", CHOSEN), mean.format("detserver", CHOSEN)
-    stage = (
-        'sum(rate(detserver_stage_duration_seconds_sum{{{0},stage="{1}"}}[$__rate_interval]))'
-        ' / (sum(rate(detserver_stage_duration_seconds_count{{{0},stage="{1}"}}[$__rate_interval])) > 0)'
-    )
+    client, server = (f"avg({BY}:{side}_request_duration_seconds:mean_rate30s{{{CHOSEN}}})" for side in SIDES)
     where: list[Query] = [(f"clamp_min({client} - {server}, 0)", STAGES[0])]
-    where += [(stage.format(CHOSEN, name), name) for name in STAGES[1:]]
+    where += [
+        (f'avg(implementation_stage:detserver_stage_duration_seconds:mean_rate30s{{{CHOSEN},stage="{name}"}})', name)
+        for name in STAGES[1:]
+    ]
     waterfall = bars(
         "Where a request's time goes",
-        "Mean over the rate interval. Network and client is the client's latency minus the server's; the others are the "
-        "server's stages. What grows with users is the queue.",
+        "Mean over the last 30 s. Network and client is the client's latency minus the server's; the others are "
+        "the server's stages. What grows with users is the queue.",
         "s",
         *where,
         span=8,
+        height=12,
     )
     for name, color in zip(STAGES, STAGE_COLORS, strict=True):
         waterfall = waterfall.override_by_name(name, [fixed(color)])
@@ -296,7 +304,7 @@ def live() -> Dashboard:
         .with_panel(
             graph(
                 "Latency by stage",
-                "Mean per request, stacked. The sum is the client's mean latency.",
+                "Mean per request over the last 30 s, stacked. The sum is the client's mean latency.",
                 "s",
                 *where,
                 stacked=True,
@@ -309,17 +317,20 @@ def live() -> Dashboard:
                 "Requests per second without detections: at the clients by outcome, at the server by reason.",
                 "reqps",
                 (
-                    f'sum by (outcome) (rate(detbench_requests_total{{{CHOSEN},outcome!="success"}}[$__rate_interval]))',
+                    f'sum by (outcome) (rate(detbench_requests_total{{{CHOSEN},outcome!="success"}}'
+                    "[$__rate_interval]))",
                     "client: {{outcome}}",
                 ),
-                ("sum by (reason) (rate(detserver_rejected_total[$__rate_interval]))", "server: {{reason}}"),
+                ("sum by (reason) (rate(detserver_rejected_total[$__rate_interval])) > 0", "server: {{reason}}"),
             )
+            .height(12)
+            .axis_soft_max(1)
         )
         .with_panel(
             graph(
                 "Users",
-                "Users that run, and that were asked for; workers that the master knows. A worker that dies is missing, "
-                "and its users move to the others.",
+                "Users that run, and that were asked for; workers that the master knows. A worker that dies is "
+                "missing, and its users move to the others.",
                 "short",
                 ("sum(detbench_users)", "users"),
                 ("sum(detbench_target_users)", "users asked for"),
@@ -341,13 +352,11 @@ def live() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Server's memory and processor",
-                "Loaded implementations, by the server.",
+                "Loaded implementations",
+                "1 while an implementation can serve at once. Its weights take memory even when idle.",
                 "short",
-                ("sum by (implementation, model_set) (detserver_implementation_loaded)", f"loaded {NAMED}"),
+                ("sum by (implementation, model_set) (detserver_implementation_loaded)", NAMED),
             )
-            .title("Loaded implementations")
-            .description("1 while an implementation can serve at once. Its weights take memory even when idle.")
         )
         .with_row(Row("GPU"))
         .with_panel(
@@ -362,7 +371,7 @@ def live() -> Dashboard:
         .with_panel(
             graph(
                 "GPU utilization",
-                "Share of time in which a kernel ran, and memory was accessed. 100 % does not mean that the GPU is full."
+                "Share of time in which a kernel ran, and memory was accessed. 100 % is not yet a full GPU."
                 + GPU_ABSENT,
                 "percent",
                 ("DCGM_FI_DEV_GPU_UTIL", "kernels, GPU {{gpu}}"),
@@ -417,8 +426,8 @@ def comparison_table() -> table.Panel:
         table.Panel()
         .title("Newest results")
         .description(
-            "What `detbench run` and `detbench compare` pushed last: throughput at the best number of users, latency at "
-            "one user, output error over all models. Same answers: within what float32 reassociation leaves."
+            "What `detbench run` and `detbench compare` pushed last: throughput at the best number of users, latency "
+            "at one user, output error over all models. Same answers: within what float32 reassociation leaves."
         )
         .datasource(SOURCE)
         .unit("short")
@@ -477,7 +486,6 @@ def compared() -> Dashboard:
                 "Successful answers per second in the newest sweep, at the best number of users. More is better.",
                 "reqps",
                 (COLUMNS["rps"][2], NAMED),
-                span=6,
             )
         )
         .with_panel(
@@ -486,7 +494,6 @@ def compared() -> Dashboard:
                 "Client latency in the newest sweep. Less is better.",
                 "s",
                 (COLUMNS["p99"][2], NAMED),
-                span=6,
             )
         )
         .with_panel(
@@ -495,7 +502,6 @@ def compared() -> Dashboard:
                 "Mean squared distance of box coordinates from baseline's, square pixels. 0 is the same answer.",
                 "sci",
                 (COLUMNS["boxes"][2], NAMED),
-                span=6,
             )
         )
         .with_panel(
@@ -504,7 +510,6 @@ def compared() -> Dashboard:
                 "Peak of torch's allocator with this implementation alone. Less is better." + GPU_ABSENT,
                 "bytes",
                 (COLUMNS["vram"][2], NAMED),
-                span=6,
             )
         )
         .with_row(Row("As it was seen live"))
@@ -612,7 +617,8 @@ def gpu() -> Dashboard:
         .with_panel(
             graph(
                 "Why clocks are lowered",
-                "1 while the reason holds: the power cap is normal under full load, heat and brake are not." + GPU_ABSENT,
+                "1 while the reason holds. The power cap is normal under full load; heat and brake are not."
+                + GPU_ABSENT,
                 "short",
                 *(
                     (f"floor(DCGM_FI_DEV_CLOCKS_EVENT_REASONS / {bit}) % 2", f"{reason}, {one}")

@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         await preload
 
     app = FastAPI(title="detserver", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app.state.server = server
 
     @app.exception_handler(DetserverError)
     async def problem(_: Request, error: DetserverError) -> JSONResponse:

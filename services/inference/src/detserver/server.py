@@ -110,6 +110,7 @@ class Server:
         """Answer `POST /implementations/{name}/load`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
         load_s = await self.engine.load(implementation, model_set)
+        self.telemetry.expect(name, model_set.name)
         return schemas.Loaded(implementation=name, model_set=model_set.name, load_s=load_s)
 
     async def unload(self, name: str, set_name: str | None) -> schemas.Unloaded:

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from detserver.errors import DetserverError
 from detserver.vram import VramMonitor
 
 # 1 ms to 60 s with a factor of 1.5, so that a percentile read off the buckets is never far off.
@@ -57,6 +58,13 @@ class Telemetry:
             ("reason",),
             registry=self.registry,
         )
+        for reason in DetserverError.__subclasses__():
+            self._rejected.labels(reason.__name__)
+
+    def expect(self, implementation: str, model_set: str) -> None:
+        """Let the series of an implementation that was loaded begin at zero, so that rates see its first request."""
+        self._requests.labels(implementation, model_set, "200")
+        self._duration.labels(implementation, model_set)
 
     def answered(
         self, implementation: str, model_set: str, stages_s: Mapping[str, float], batch_size: int, started: float

@@ -1,0 +1,127 @@
+"""The dashboards: in step with their generator, and readable by somebody who sees them for the first time."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import generate
+import pytest
+import yaml
+from metric_names import families
+
+from detbench.pushgateway import ERROR_FIGURES, RUN_FIGURES
+from detserver.api import create_app
+from detserver.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
+UNITS = {"short", "s", "reqps", "percent", "percentunit", "bytes", "watt", "joule", "celsius", "hertz", "sci"}
+
+
+def panels(dashboard: dict) -> Iterator[dict]:
+    for panel in dashboard["panels"]:
+        if panel["type"] == "row":
+            yield from panel.get("panels", [])
+        else:
+            yield panel
+
+
+ALL_PANELS = [
+    pytest.param(panel, id=f"{path.stem}-{panel['title']}")
+    for path in DASHBOARDS
+    for panel in panels(json.loads(path.read_text()))
+]
+
+
+def test_the_files_are_what_the_generator_writes():
+    on_disk = {path.name: path.read_text() for path in DASHBOARDS}
+    assert on_disk == generate.rendered(), "run: make dashboards"
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_is_read_only_has_a_fixed_uid_and_a_data_source_variable(path: Path):
+    dashboard = json.loads(path.read_text())
+    assert dashboard["editable"] is False
+    assert dashboard["uid"].startswith("detbench-")
+    assert dashboard["description"]
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert all(variable["label"] for variable in variables.values())
+    assert [annotation["name"] for annotation in dashboard["annotations"]["list"]] == ["Runs"]
+
+
+def test_uids_are_different():
+    uids = [json.loads(path.read_text())["uid"] for path in DASHBOARDS]
+    assert len(uids) == len(set(uids)) == 3
+
+
+@pytest.mark.parametrize("panel", ALL_PANELS)
+def test_a_panel_says_what_it_shows_in_which_unit_and_from_where(panel: dict):
+    assert len(panel["description"]) > 20
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    assert panel["datasource"]["uid"] == "${datasource}"
+    assert panel["targets"]
+    for target in panel["targets"]:
+        assert target["datasource"]["uid"] == "${datasource}"
+        assert target.get("legendFormat") or panel["type"] in {"stat", "table"}
+        for window in re.findall(r"\[([^\]]+)\]", target["expr"]):
+            assert window == "$__rate_interval"
+
+
+def expressions() -> Iterator[str]:
+    """Every PromQL expression of dashboards, recording rules and alerts."""
+    for path in DASHBOARDS:
+        dashboard = json.loads(path.read_text())
+        for panel in panels(dashboard):
+            yield from (target["expr"] for target in panel["targets"])
+        yield from (annotation["expr"] for annotation in dashboard["annotations"]["list"])
+    for rule in rules():
+        yield rule["expr"]
+
+
+def rules() -> Iterator[dict]:
+    for path in (ROOT / "prometheus" / "rules").glob("*.yml"):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            yield from group["rules"]
+
+
+def named_metrics() -> set[str]:
+    found = set()
+    for expression in expressions():
+        without_strings = re.sub(r'"[^"]*"', '""', expression)
+        found |= set(re.findall(r"\b(?:det(?:server|bench)_\w+|DCGM_\w+|[a-z_]+:[\w:]+)", without_strings))
+    return found
+
+
+LOAD_SIDE = f"""
+import argparse, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from locust.env import Environment
+from detbench.load.locustfile import export_metrics
+from metric_names import families
+environment = Environment(parsed_options=argparse.Namespace(implementation="baseline", model_set="mixed"))
+environment.create_master_runner("127.0.0.1", 0)
+export_metrics(environment, port=0)
+print(*families(environment.load_metrics.registry))
+"""
+
+
+def exported_metrics() -> set[str]:
+    """Names of all series that the server, the load side, one-shot jobs, DCGM and the recording rules can have."""
+    names = families(create_app(Settings(weights_download=False)).state.server.telemetry.registry)
+    # In a process of its own: Locust patches the standard library.
+    found = subprocess.run([sys.executable, "-c", LOAD_SIDE], capture_output=True, text=True, check=True)
+    names |= set(found.stdout.split())
+    counters = (ROOT / "prometheus" / "dcgm" / "counters.csv").read_text()
+    names |= set(re.findall(r"^(DCGM_\w+),", counters, re.M))
+    names |= {rule["record"] for rule in rules() if "record" in rule}
+    names |= {*ERROR_FIGURES, *RUN_FIGURES}
+    return names
+
+
+def test_every_metric_that_a_dashboard_or_a_rule_names_is_exported():
+    missing = named_metrics() - exported_metrics()
+    assert not missing
