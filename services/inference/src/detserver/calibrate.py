@@ -28,15 +28,18 @@ _CLIP_GAIN, _CLIP_OFFSET = 2.0, 2.0
 # A channel of the class head's last layer is on at this many positions per level (P3 to P7) and image, and off where
 # it is exceeded at `_OFF_RATIO` times as many; in between its response climbs by `_STEP`, in units of swish's argument.
 # With half the rates some of the 117 photographs had no score above 0.9, with double ones some had over 100 boxes.
-_ON_RATES = (0.6, 0.6, 0.6, 0.5, 0.4)
+_ON_RATES = (0.7, 0.7, 0.7, 0.6, 0.5)
 _OFF_RATIO = 5.0
 _STEP = 4.0
 
 # Logit of the preferred (anchor, class) outputs where their channel is off, and its rise where it is on at one cell
-# and all neighbours. The output falls by (rank / `_PREFERRED`)^2 down to `_LARGEST_DROP` for the others, so that the
-# number of detections does not grow with the number of classes.
-_OFF_LOGIT, _LOGIT_RISE = -7.5, 15.6
-_PREFERRED = 4.5
+# and all neighbours. For others it is lower by `_DROP` x rank + (rank / `_PREFERRED`)^2, at most `_LARGEST_DROP`, so
+# that the number of detections does not grow with the number of classes, and top scores lie apart. The rise is then
+# scaled so that the highest logit of the median scene is `_TOP_LOGIT`: without that D2's top scores were 0.9999, where
+# float32 makes ties.
+_OFF_LOGIT, _LOGIT_RISE = -6.3, 15.0
+_TOP_LOGIT = 5.0
+_DROP, _PREFERRED = 0.5, 6.0
 _LARGEST_DROP = 13.0
 _MIXING = 0.05
 
@@ -72,10 +75,14 @@ def calibrated_state_dict(architecture: str, num_classes: int, seed: int) -> dic
     kernels -= kernels.mean(dim=(2, 3), keepdim=True)
 
     size: int = model.config.image_size[0]
-    responses, boxes = _normalise(model, _scenes(rng, size, math.ceil(_CALIBRATION_PIXELS / size**2)))
+    features, responses, boxes = _normalise(model, _scenes(rng, size, math.ceil(_CALIBRATION_PIXELS / size**2)))
     for norm, response, rate in zip(_last_norms(model.class_net), responses, _ON_RATES, strict=True):
         _set_thresholds(norm, response, rate, rng)
     _draw_class_outputs(model.class_net.predict, rng)
+    with torch.no_grad():
+        logits = torch.cat([level.flatten(1) for level in model.class_net(features)], dim=1)
+    rise = logits.amax(dim=1).median() - _OFF_LOGIT
+    model.class_net.predict.conv_pw.weight.data *= _rounded((_TOP_LOGIT - _OFF_LOGIT) / rise)
     scale = _rounded(_BOX_STD / torch.cat([level.flatten() for level in boxes]).std())
     model.box_net.predict.conv_pw.weight.data *= scale
     model.box_net.predict.conv_pw.bias.data *= scale
@@ -131,12 +138,14 @@ def _draw_hidden_layers(head: HeadNet, rng: np.random.Generator) -> None:
             _assign(norm.bn.bias, offsets + np.repeat(rng.normal(0, 0.2, channels // 2), 2))
 
 
-def _normalise(model: EfficientDet, scenes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _normalise(
+    model: EfficientDet, scenes: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """Set all batch norm statistics in one pass, in which each layer already sees its predecessors' final ones.
 
     Returns:
-        What the class head's last batch norms normalise, to mean 0 and variance 1 per channel, and the box head's
-        outputs: both per level, of shape (N, C, H, W).
+        What the heads read; what the class head's last batch norms normalise, to mean 0 and variance 1 per channel;
+        and the box head's outputs: all per level, of shape (N, C, H, W).
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -144,8 +153,10 @@ def _normalise(model: EfficientDet, scenes: torch.Tensor) -> tuple[list[torch.Te
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches; there is one
     inputs: list[torch.Tensor] = []
+    features: list[torch.Tensor] = []
     last_norms = _last_norms(model.class_net)
     hooks = [norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for norm in last_norms]
+    hooks.append(model.class_net.register_forward_pre_hook(lambda _, args: features.extend(args[0])))
     with torch.no_grad():
         _, boxes = model(scenes)
     for hook in hooks:
@@ -155,7 +166,7 @@ def _normalise(model: EfficientDet, scenes: torch.Tensor) -> tuple[list[torch.Te
         for statistic in (norm.running_mean, norm.running_var):
             assert statistic is not None
             statistic.copy_(_rounded(statistic))
-    return [nn.functional.batch_norm(x, None, None, training=True) for x in inputs], boxes
+    return features, [nn.functional.batch_norm(x, None, None, training=True) for x in inputs], boxes
 
 
 def _set_thresholds(norm: nn.BatchNorm2d, response: torch.Tensor, rate: float, rng: np.random.Generator) -> None:
@@ -186,7 +197,7 @@ def _draw_class_outputs(predict: SeparableConv2d, rng: np.random.Generator) -> N
     mixture = _MIXING * rng.standard_normal((outputs, pairs))
     mixture[np.arange(outputs), rank % pairs] += 1
     _assign(predict.conv_pw.weight, _jittered(_of_pairs(mixture * _LOGIT_RISE / _STEP), rng))
-    drop = np.minimum((rank / _PREFERRED) ** 2, _LARGEST_DROP)
+    drop = np.minimum(_DROP * rank + (rank / _PREFERRED) ** 2, _LARGEST_DROP)
     _assign(predict.conv_pw.bias, _OFF_LOGIT - drop + rng.normal(0, 0.3, outputs))
 
 

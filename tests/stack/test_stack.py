@@ -1,0 +1,185 @@
+"""The stack on a real engine: up, load, scale, kill, down. The tests build on each other, in their order."""
+
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from running_stack import PORTS, ROOT, Stack, eventually
+
+pytestmark = pytest.mark.timeout(900)
+OURS = ("inference", "locust-master", "locust-worker")
+RATE_INTERVAL = "8s"  # Grafana's at a scrape interval of 2 s
+
+
+def test_both_compose_files_are_valid(stack: Stack):
+    stack.docker("compose", "-f", "compose.yaml", "config", "--quiet")
+    on_cpu = json.loads(stack.compose("config", "--format", "json").stdout)["services"]
+    assert "deploy" not in on_cpu["inference"] or not on_cpu["inference"]["deploy"].get("resources")
+    assert "dcgm-exporter" not in on_cpu
+
+
+def test_prometheus_accepts_configuration_and_rules_and_the_rules_pass_their_tests(stack: Stack):
+    image = re.search(r"prom/prometheus:\S+", (ROOT / "compose.yaml").read_text())
+    assert image is not None
+    promtool = ("run", "--rm", "-v", f"{ROOT}/prometheus:/etc/prometheus:ro", "--entrypoint", "promtool", image[0])
+    rules = [f"/etc/prometheus/rules/{path.name}" for path in (ROOT / "prometheus" / "rules").glob("*.yml")]
+    stack.docker(*promtool, "check", "config", "/etc/prometheus/prometheus.yml")
+    stack.docker(*promtool, "check", "rules", "--lint=all", "--lint-fatal", *rules)
+    stack.docker(*promtool, "test", "rules", "/etc/prometheus/rules/tests/rules_test.yml")
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_a_container_of_ours_has_no_rights(stack: Stack, service: str):
+    container = stack.containers(service)[0]
+    status = stack.docker("exec", container, "cat", "/proc/1/status").stdout
+    assert re.search(r"^Uid:\s+[1-9]", status, re.M)
+    assert re.search(r"^CapEff:\s+0+$", status, re.M)
+    assert re.search(r"^CapBnd:\s+0+$", status, re.M)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
+    written = stack.docker("exec", container, "python", "-c", "open('/opt/x', 'w')", check=False)
+    assert "Read-only file system" in written.stderr
+
+
+def test_ports_answer_on_loopback_only(stack: Stack):
+    addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+    elsewhere = [address for address in addresses if ":" not in address and not address.startswith("127.")]
+    assert elsewhere
+    for name in ("INFERENCE_PORT", "LOCUST_PORT", "PROMETHEUS_PORT"):
+        socket.create_connection(("127.0.0.1", PORTS[name]), timeout=5).close()
+        for address in elsewhere:
+            with pytest.raises(OSError, match=r"refused|timed out"):
+                socket.create_connection((address, PORTS[name]), timeout=5)
+
+
+def test_every_target_is_up(stack: Stack):
+    eventually(lambda: workers_up(stack) == 2 and all(target["health"] == "up" for target in stack.targets()))
+    jobs = {target["labels"]["job"] for target in stack.targets()}
+    assert jobs == {"prometheus", "inference", "locust-master", "locust-worker", "pushgateway"}
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_locust_and_prometheus_count_the_same_requests(stack: Stack, workers: int):
+    stack.compose("up", "--detach", "--no-recreate", "--scale", f"locust-worker={workers}", "locust-worker")
+    eventually(lambda: workers_up(stack) == workers == stack.value('sum(detbench_workers{state="ready"})'))
+    counts = "sum(detbench_requests_total)", 'sum(detserver_requests_total{status="200"})'
+    before = [stack.value(count) for count in counts]
+    stack.swarm(users=8, implementation="invalid")
+    time.sleep(20)
+    stack.stop()
+    time.sleep(5)  # two scrapes
+    requests = stack.locust_requests()
+    assert requests > 50
+    for count, since in zip(counts, before, strict=True):
+        assert stack.value(count) - since == pytest.approx(requests, rel=0.05)
+    busy = stack.query(f"increase(detbench_requests_total{{outcome='success'}}[{30}s]) > 0")
+    assert len({series["metric"]["instance"] for series in busy}) == workers
+
+
+def test_compare_prints_the_table_and_exits_with_the_gate(stack: Stack):
+    claims = stack.compose("run", "--rm", "-T", "compare", "--implementations", "baseline", "invalid")
+    assert re.search(r"baseline +all .* exact +passed", claims.stdout)
+    assert re.search(r"invalid +all .* failed", claims.stdout)
+    everyone = ("run", "--rm", "-T", "compare", "--implementations", "invalid", "--gate", "all")
+    assert stack.compose(*everyone, check=False).returncode == 1
+
+
+def test_every_query_of_every_dashboard_returns_data_during_a_load(stack: Stack):
+    stack.compose("run", "--rm", "-T", "bench", "--implementations", "invalid", "--users", "1", "--duration", "3")
+    with loaded(stack, "invalid"), refused_uploads():
+        time.sleep(35)  # the rules' windows are 30 s
+        empty = [expression for expression in queries() if not stack.query(expression)]
+    assert not empty
+
+
+def test_users_of_a_killed_worker_move_to_the_others(stack: Stack):
+    with loaded(stack, "invalid"):
+        stack.docker("kill", stack.containers("locust-worker")[0])
+        eventually(lambda: stack.value('sum(detbench_workers{state="missing"})') == 1)
+        eventually(lambda: workers_up(stack) == 3)
+        eventually(lambda: stack.value("sum(detbench_users)") == 8)
+        assert stack.value('sum(detbench_workers{state="running"})') == 3
+
+
+def test_a_killed_server_is_seen_and_the_load_goes_on_when_it_is_back(stack: Stack):
+    with loaded(stack, "invalid"):
+        container = stack.containers("inference")[0]
+        stack.docker("kill", container)
+        eventually(lambda: stack.value('up{job="inference"}') == 0)
+        eventually(lambda: stack.value('sum(rate(detbench_requests_total{outcome="no_answer"}[8s]))') > 0)
+        eventually(lambda: stack.value('count(ALERTS{alertname="TargetDown",alertstate="firing"})') == 1)
+        stack.docker("start", container)
+        eventually(lambda: stack.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0, within_s=180)
+
+
+def test_a_restarted_master_is_rejoined_by_its_workers(stack: Stack):
+    container = stack.containers("locust-master")[0]
+    with loaded(stack, "invalid"):
+        stack.docker("kill", container)
+        eventually(lambda: stack.value('up{job="locust-master"}') == 0)
+        stack.docker("start", container)
+        eventually(lambda: stack.value('sum(detbench_workers{state=~"ready|running"})') == 3, within_s=120)
+    with loaded(stack, "invalid"):
+        eventually(lambda: stack.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
+
+
+def test_down_leaves_nothing(stack: Stack):
+    assert stack.leftovers()
+    stack.compose("--profile", "tools", "down", "--volumes", "--remove-orphans")
+    assert not stack.leftovers()
+
+
+def workers_up(stack: Stack) -> float:
+    return stack.value('count(up{job="locust-worker"} == 1)')
+
+
+@contextmanager
+def loaded(stack: Stack, implementation: str) -> Iterator[None]:
+    """8 users send while the block runs."""
+    stack.swarm(users=8, implementation=implementation)
+    eventually(lambda: stack.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
+    try:
+        yield
+    finally:
+        stack.stop()
+
+
+@contextmanager
+def refused_uploads() -> Iterator[None]:
+    """Something that is not an image, again and again, so that the panel of errors has something to show."""
+    over = threading.Event()
+    url = f"http://127.0.0.1:{PORTS['INFERENCE_PORT']}/infer/invalid"
+
+    def send() -> None:
+        while not over.wait(1):
+            assert httpx.post(url, content=b"x", headers={"Content-Type": "image/jpeg"}).status_code == 400
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def queries() -> set[str]:
+    """Every query of every dashboard that needs no GPU, as Grafana would send it with its defaults."""
+    found = set()
+    for path in Path(ROOT / "grafana" / "dashboards").glob("*.json"):
+        dashboard = json.loads(path.read_text())
+        expressions = [
+            target["expr"] for panel in dashboard["panels"] if panel["type"] != "row" for target in panel["targets"]
+        ]
+        for expression in expressions:
+            if "DCGM" not in expression and "vram" not in expression:
+                found.add(expression.replace("$__rate_interval", RATE_INTERVAL).replace("$implementation", ".*"))
+    assert len(found) > 25
+    return found
