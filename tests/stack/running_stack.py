@@ -65,7 +65,7 @@ class Stack:
         return int(next((row["num_requests"] for row in rows if row["name"] == "Aggregated"), 0))
 
     def stop(self) -> None:
-        self.locust.get("/stop")
+        self.locust.post("/stop")
         eventually(lambda: self.locust.get("/stats/requests").json()["state"] in {"stopped", "ready"})
 
     def leftovers(self) -> list[str]:

@@ -75,6 +75,47 @@ def test_reference_then_compare(detbench, server: ServerProcess, outputs_dir: Pa
     assert ["nothing", "failed"] in [row[-2:] for row in rows]
 
 
+def test_a_reference_that_belongs_is_kept_and_another_is_made_anew(detbench, server: ServerProcess, outputs_dir: Path):
+    manifest = outputs_dir / "reference" / "single" / "manifest.json"
+    keep = ("reference", "--keep", "--host", server.host)
+    assert detbench(*keep, "--max-images", "2") == 0
+    made = manifest.read_text()
+    assert detbench(*keep, "--max-images", "2") == 0
+    assert manifest.read_text() == made
+    assert detbench(*keep, "--max-images", "3") == 0
+    assert len(json.loads(manifest.read_text())["images"]) == 3
+
+
+def test_output_errors_reach_a_pushgateway(detbench, server: ServerProcess, monkeypatch):
+    taken: dict[str, str] = {}
+
+    class Pushgateway(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken[self.path] = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            self.send_response(202)
+            self.end_headers()
+
+    assert detbench("reference", "--host", server.host) == 0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pushgateway) as gateway:
+        threading.Thread(target=gateway.serve_forever).start()
+        monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", f"http://127.0.0.1:{gateway.server_port}")
+        assert detbench("compare", "--host", server.host, "--implementations", "invalid") == 0
+        gateway.shutdown()
+    ((path, body),) = taken.items()
+    assert path == "/metrics/job/detbench-compare/implementation/invalid/model_set/single"
+    assert 'detbench_labels_accuracy{implementation="invalid",model="all",model_set="single"} 0.0' in body
+    assert 'detbench_gate_passed{implementation="invalid",model_set="single"} 0.0' in body
+
+
+def test_a_pushgateway_that_is_away_costs_a_warning(
+    detbench, server: ServerProcess, monkeypatch, capsys
+):
+    monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", "http://127.0.0.1:9")
+    assert detbench("reference", "--host", server.host) == 0
+    assert detbench("compare", "--host", server.host, "--implementations", "baseline") == 0
+    assert "the Pushgateway at http://127.0.0.1:9 did not take the figures" in capsys.readouterr().err
+
+
 def test_invalid_fails_the_gate_where_it_is_held_to_it(detbench, server: ServerProcess):
     assert detbench("reference", "--host", server.host) == 0
     assert detbench("compare", "--host", server.host, "--implementations", "invalid", "--gate", "all") == 1

@@ -1,11 +1,13 @@
 """The sweep, end to end: a real server, the real Locust."""
 
+import contextlib
 import csv
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +15,10 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from detbench.server_process import ServerProcess, free_port
 
@@ -152,6 +156,31 @@ def test_locust_runs_by_itself_and_writes_its_csv(server: ServerProcess, data_di
     assert row["Name"] == "invalid single"
     assert int(row["Request Count"]) > 5
     assert row["Failure Count"] == "0"
+
+
+def test_prometheus_can_read_a_locust_that_runs(server: ServerProcess, data_dir: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "BENCHMARK_IMPLEMENTATION": "invalid",
+        "BENCHMARK_MODEL_SET": "single",
+        "BENCHMARK_DATA_DIR": str(data_dir),
+        "BENCHMARK_METRICS_PORT": str(port),
+    }
+    locust = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", server.host]
+    with subprocess.Popen([*locust, "--headless", "-u", "2", "-r", "2", "-t", "60s"], env=environment) as process:
+        try:
+            samples = {}
+            while samples.get("detbench_request_duration_seconds_count", 0) < 5:
+                assert process.poll() is None
+                with contextlib.suppress(httpx.TransportError):
+                    families = text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+                    samples = {sample.name: sample.value for family in families for sample in family.samples}
+        finally:
+            process.terminate()
+    assert samples["detbench_users"] == samples["detbench_target_users"] == 2
+    assert samples["detbench_requests_started_total"] >= samples["detbench_request_duration_seconds_count"]
 
 
 def test_an_answer_without_a_model_of_the_set_is_a_failure(server: ServerProcess, data_dir: Path, monkeypatch):
