@@ -107,9 +107,7 @@ def test_output_errors_reach_a_pushgateway(detbench, server: ServerProcess, monk
     assert 'detbench_gate_passed{implementation="invalid",model_set="single"} 0.0' in body
 
 
-def test_a_pushgateway_that_is_away_costs_a_warning(
-    detbench, server: ServerProcess, monkeypatch, capsys
-):
+def test_a_pushgateway_that_is_away_costs_a_warning(detbench, server: ServerProcess, monkeypatch, capsys):
     monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", "http://127.0.0.1:9")
     assert detbench("reference", "--host", server.host) == 0
     assert detbench("compare", "--host", server.host, "--implementations", "baseline") == 0

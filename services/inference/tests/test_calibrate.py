@@ -19,8 +19,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from detserver.calibrate import calibrated_state_dict
+from detserver.settings import Settings
+from detserver.zoo import BUILT_IN
 
-SEED = 0
+SEED = Settings().seed
+OFFSETS = {model.num_classes: model.seed_offset for model_set in BUILT_IN for model in model_set.models}
 D0, D1, D2 = (f"tf_efficientdet_d{index}" for index in range(3))
 PHOTOS = [
     Path(skimage.__file__).parent / "data" / name
@@ -34,7 +37,7 @@ def detector(architecture: str, num_classes: int) -> DetBenchPredict:
     bench = create_model(
         architecture, bench_task="predict", num_classes=num_classes, pretrained=False, pretrained_backbone=False
     )
-    bench.model.load_state_dict(calibrated_state_dict(architecture, num_classes, SEED))
+    bench.model.load_state_dict(calibrated_state_dict(architecture, num_classes, SEED + OFFSETS[num_classes]))
     return bench.eval()
 
 
@@ -129,10 +132,10 @@ def test_no_channel_of_the_network_is_dead() -> None:
 
 
 def test_another_seed_or_another_number_of_classes_gives_another_backbone() -> None:
-    stems = [calibrated_state_dict(D0, *arguments)["backbone.conv_stem.weight"] for arguments in ((7, 1), (8, 0))]
+    stems = [calibrated_state_dict(D0, *arguments)["backbone.conv_stem.weight"] for arguments in ((7, 1), (8, 2))]
     stems.append(detector(D0, 7).model.backbone.conv_stem.weight.data)
     assert not any(torch.equal(stems[first], stems[second]) for first, second in ((0, 1), (1, 2), (0, 2)))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(weights_hash(calibrated_state_dict(D0, 7, SEED)))
+    sys.stdout.write(weights_hash(calibrated_state_dict(D0, 7, SEED + OFFSETS[7])))

@@ -92,8 +92,8 @@ BUILT_IN = (
     ModelSet(
         "uniform",
         tuple(
-            ModelSpec(f"tf_efficientdet_d0_{classes}", "tf_efficientdet_d0", classes, seed_offset=index)
-            for index, classes in enumerate((90, 7, 20))
+            ModelSpec(f"tf_efficientdet_d0_{classes}", "tf_efficientdet_d0", classes, seed_offset=offset)
+            for classes, offset in ((90, 0), (7, 1), (20, 3))
         ),
     ),
 )
