@@ -83,7 +83,7 @@ def graph(
         .unit(unit)
         .min(0)
         .span(span)
-        .height(12 if stacked else 9)
+        .height(13 if stacked else 11)
         .line_width(2)
         .fill_opacity(50 if stacked else 8)
         .show_points(VisibilityMode.NEVER)
@@ -136,12 +136,20 @@ def bars(title: str, description: str, unit: str, *queries: Query, span: int = 6
         .no_value("–")
         .display_mode(BarGaugeDisplayMode.BASIC)
         .orientation(VizOrientation.HORIZONTAL)
+        .text(common.VizTextDisplayOptions().title_size(14).value_size(16))
         .color_scheme(FieldColor().mode(FieldColorModeId.FIXED).fixed_color("blue"))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     )
+    if unit == "sci":
+        panel = panel.decimals(1)
     for expr, legend in queries:
         panel = panel.with_target(query(expr, legend, instant=True))
     return panel
+
+
+def decimals(unit: str) -> list[DynamicConfigValue]:
+    """A column's property: without it, scientific numbers come with all of their digits."""
+    return [DynamicConfigValue(id_val="decimals", value=1)] if unit == "sci" else []
 
 
 def fixed(color: Color) -> DynamicConfigValue:
@@ -226,7 +234,7 @@ def live() -> Dashboard:
         "s",
         *where,
         span=8,
-        height=12,
+        height=13,
     )
     for name, color in zip(STAGES, STAGE_COLORS, strict=True):
         waterfall = waterfall.override_by_name(name, [fixed(color)])
@@ -323,7 +331,7 @@ def live() -> Dashboard:
                 ),
                 ("sum by (reason) (rate(detserver_rejected_total[$__rate_interval])) > 0", "server: {{reason}}"),
             )
-            .height(12)
+            .height(13)
             .axis_soft_max(1)
         )
         .with_panel(
@@ -457,7 +465,7 @@ def comparison_table() -> table.Panel:
     for ref, (title, unit, expr) in COLUMNS.items():
         panel = panel.with_target(
             query(expr, "", instant=True).format(PromQueryFormat.TABLE).ref_id(ref)
-        ).override_by_name(title, [DynamicConfigValue(id_val="unit", value=unit)])
+        ).override_by_name(title, [DynamicConfigValue(id_val="unit", value=unit), *decimals(unit)])
     answers = {"0": {"text": "no", "color": "red", "index": 0}, "1": {"text": "yes", "color": "green", "index": 1}}
     return panel.override_by_name(
         COLUMNS["gate"][0],
