@@ -11,6 +11,7 @@ from effdet.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, 
 from PIL import Image
 from running_server import RunningServer
 
+from detserver.settings import Settings
 from detserver.weights import WeightsStore
 from detserver.zoo import BUILT_IN, ModelSpec
 
@@ -39,7 +40,7 @@ def effdet_rows(spec: ModelSpec, store: WeightsStore, photo: Path) -> np.ndarray
 @pytest.mark.parametrize("index", range(3), ids=[spec.name for spec in MIXED])
 def test_the_served_answer_is_effdets(server: RunningServer, data_dir: Path, photos: list[Path], index: int):
     spec = MIXED[index]
-    store = WeightsStore(data_dir / "weights", data_dir / "cache", seed=0, allow_download=False)
+    store = WeightsStore(data_dir / "weights", data_dir / "cache", seed=Settings().seed, allow_download=False)
     for photo in photos:
         answer = server.infer("baseline", files={"file": photo.read_bytes()}).json()["detections"][index]
         rows = effdet_rows(spec, store, photo)
