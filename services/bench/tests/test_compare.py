@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stub_server import StubServer, entry
 
 from detbench.client import ServerClient
 from detbench.datasets import Dataset, open_dataset
-from detbench.errors import MalformedOutput, ReferenceMismatch
+from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
@@ -216,6 +217,89 @@ def test_an_answer_with_a_nan_or_an_infinity_is_an_error(sample: Dataset, box: s
     ):
         collect(client, "x", "single", sample.photos)
     broken.shutdown()
+
+
+def test_photos_are_asked_for_as_many_at_a_time_as_wanted_and_answers_keep_their_order(sample: Dataset):
+    with StubServer(entry("x")) as stub, ServerClient(stub.host) as client:
+        stub.infer_s = 0.2
+        names: list[str] = []
+        one = collect(client, "x", "single", sample.photos, names.append)
+        assert (stub.most_in_flight, names) == (1, [photo.name for photo in sample.photos])
+        several = collect(client, "x", "single", sample.photos, names.append, concurrency=3)
+    assert stub.most_in_flight == 3
+    assert sorted(names[4:]) == sorted(names[:4])
+    assert [output.image for output in one] == [output.image for output in several] == names[:4]
+    assert (max(each.batch_size for each in one), max(each.batch_size for each in several)) == (1, 3)
+
+
+def test_after_a_failure_no_further_photo_is_asked_for(sample: Dataset, tmp_path: Path):
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    photos = open_dataset(str(tmp_path), tmp_path).photos
+    (tmp_path / "03.png").unlink()
+    with StubServer(entry("x")) as stub, ServerClient(stub.host) as client:
+        stub.infer_s = 0.2
+        with pytest.raises(FileNotFoundError, match=r"03\.png"):
+            collect(client, "x", "single", photos, concurrency=2)
+        stub.refusals = {"/infer/x": (503, "no more")}
+        with pytest.raises(ServerError, match="no more"):
+            collect(client, "x", "single", photos[:3], concurrency=2)
+    assert len(stub.calls) < 8
+
+
+def test_compare_tells_the_largest_batch(detbench, outputs_dir: Path, capsys):
+    with StubServer(entry("baseline"), entry("other")) as stub:
+        stub.infer_s = 0.2
+        assert detbench("reference", "--host", stub.host) == 0
+        assert detbench("compare", "--host", stub.host, "--concurrency", "4") == 0
+    found = json.loads((outputs_dir / "compare" / "single.json").read_text())
+    assert [each["largest_batch"] for each in found] == [4, 4]
+    assert "4 images of sample, 4 at a time (largest batch: baseline 4, other 4)" in capsys.readouterr().out
+
+
+def test_what_compiles_is_left_out_unless_it_is_named(detbench, outputs_dir: Path, capsys):
+    def compared_names(*arguments: str) -> list[str]:
+        assert detbench("compare", "--host", stub.host, *arguments) == 0
+        return [each["implementation"] for each in json.loads((outputs_dir / "compare" / "single.json").read_text())]
+
+    entries = (
+        entry("baseline"),
+        entry("compiled", compiles=True),
+        entry("elsewhere", unavailable="no GPU", compiles=True),
+        entry("unfit", unsupported={"single": "one model only"}),
+    )
+    with StubServer(*entries) as stub:
+        assert detbench("reference", "--host", stub.host) == 0
+        assert compared_names() == ["baseline"]
+        line = "left out, because torch.compile takes minutes: compiled (name them in --implementations, or say all)"
+        assert line in capsys.readouterr().out
+        assert compared_names("--implementations", "compiled", "baseline") == ["compiled", "baseline"]
+        assert compared_names("--implementations", "all") == ["baseline", "compiled"]
+        assert "left out" not in capsys.readouterr().out
+        assert detbench("compare", "--host", stub.host, "--implementations", "unfit") == 2
+    assert "unfit cannot be used here: one model only" in capsys.readouterr().err
+
+
+def test_more_in_flight_than_a_queue_holds_is_refused(detbench, capsys):
+    with pytest.raises(SystemExit):
+        detbench("compare", "--concurrency", "17")
+    assert "must be 16 or less" in capsys.readouterr().err
+
+
+def test_a_comparison_that_is_broken_off_keeps_what_was_compared(detbench, outputs_dir: Path, monkeypatch):
+    load = ServerClient.load
+
+    def load_until_stopped(client: ServerClient, implementation: str, model_set: str):
+        if implementation == "other":
+            raise KeyboardInterrupt
+        return load(client, implementation, model_set)
+
+    with StubServer(entry("baseline"), entry("other")) as stub:
+        assert detbench("reference", "--host", stub.host) == 0
+        monkeypatch.setattr(ServerClient, "load", load_until_stopped)
+        assert detbench("compare", "--host", stub.host) == 130
+    (found,) = json.loads((outputs_dir / "compare" / "single.json").read_text())
+    assert found["implementation"] == "baseline"
 
 
 def test_mean_average_precision_against_ground_truth(outputs, weights, sample: Dataset, tmp_path: Path):

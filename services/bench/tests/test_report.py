@@ -14,8 +14,8 @@ from detbench.client import ModelDetections
 from detbench.errors import DetbenchError
 from detbench.quality.outputs import ImageOutput, write_outputs
 from detbench.report import read_sweep, write_reports
-from detbench.report.rows import COLUMNS, rows_of
-from detbench.report.table import markdown_table, terminal_table
+from detbench.report.rows import COLUMNS, IMPLEMENTATION_COLUMNS, rows_of
+from detbench.report.table import implementations_table, markdown_table, terminal_table
 from detbench.results import (
     Comparison,
     Environment,
@@ -202,6 +202,37 @@ def test_table_markdown_csv_and_page_have_the_same_rows(tmp_path: Path):
     assert float(rows[4]["rps"]) == 2.1
     assert float(rows[4]["speedup_vs_baseline"]) == pytest.approx(3.0)
     assert all(column.heading in page.text for column in COLUMNS)
+
+
+def test_what_loading_took_is_a_table_of_its_own_everywhere(tmp_path: Path):
+    infos = [
+        ImplementationInfo(name="baseline", description="-", exact=True, precision="fp32", load_s=2.34),
+        ImplementationInfo(
+            name="fused",
+            description="-",
+            exact=True,
+            precision="fp32",
+            load_s=190.6,
+            compile_s=180.2,
+            kernels_per_request=1234,
+        ),
+        ImplementationInfo(name="invalid", description="-", exact=False, precision="none", kernels_per_request=0),
+    ]
+    made = sweep(implementations=infos)
+    page = Page(reported(tmp_path, made))
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(implementations_table(made))
+    terminal = [line.split() for line in console.export_text().splitlines()]
+    markdown = (tmp_path / "results.md").read_text()
+    for cells in (
+        ("baseline", "reference", "fp32", "2.3", "–", "–"),
+        ("fused", "exact", "fp32", "191", "180", "1,234"),
+        ("invalid", "not exact", "none", "–", "–", "0"),
+    ):
+        assert f"| {' | '.join(cells)} |" in markdown
+        assert " ".join(cells).split() in terminal
+        assert all(cell in page.text for cell in cells)
+    assert all(column.meaning in page.text for column in IMPLEMENTATION_COLUMNS[1:])
 
 
 def test_the_answer_names_the_fastest_right_one_and_the_fast_wrong_ones(tmp_path: Path):

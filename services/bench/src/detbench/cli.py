@@ -1,8 +1,10 @@
 """The command `detbench`: one subcommand per job, each in a module of `detbench.commands`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rich.console import Console
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -44,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 well, 1 a measurement failed, 2 it could not be made."""
+    """Run the command line; returns the exit status: 0 well, 1 a measurement failed, 2 it could not be made.
+
+    SIGTERM (`timeout`, `docker stop`) ends it like Ctrl-C: reports are written, a server of our own is ended.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     options = build_parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
@@ -56,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("[red]stopped[/]; what was measured is on disk")
         return 130
     return status
+
+
+def _interrupt(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice; the second must not break off the ending
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

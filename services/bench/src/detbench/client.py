@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from detbench.errors import MalformedOutput, ServerError
 from detbench.results import ModelWeights
+
+# A first load may run torch.compile, and so may the first batch of a new size: many minutes on a slow machine.
+_COMPILE_TIMEOUT_S = 1800.0
 
 
 class Response(BaseModel):
@@ -51,7 +54,11 @@ class Inference(Response):
 
 
 class ImplementationStatus(Response):
-    """One entry of `GET /implementations`."""
+    """One entry of `GET /implementations`.
+
+    `technique` is what it adds to its predecessor in the ablation; `compiles` says that its first load on a machine
+    takes minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
+    """
 
     name: str
     description: str
@@ -60,6 +67,17 @@ class ImplementationStatus(Response):
     model_sets: list[str]
     loaded: list[str]
     unavailable: str | None = None
+    technique: str = ""
+    compiles: bool = False
+    unsupported: dict[str, str] = {}
+
+    def why_not(self, model_set: str) -> str | None:
+        """Why it cannot run `model_set` on the server's machine; None where it can."""
+        if self.unavailable is not None:
+            return self.unavailable
+        if model_set in self.model_sets and model_set not in self.unsupported:
+            return None
+        return self.unsupported.get(model_set) or f"it cannot run {model_set}"
 
 
 class ModelSetStatus(Response):
@@ -97,11 +115,19 @@ class VramStatus(Response):
 
 
 class Loaded(Response):
-    """The answer of `POST /implementations/{impl}/load`."""
+    """The answer of `POST /implementations/{impl}/load`; what is unknown, or does not apply, is None."""
 
     implementation: str
     model_set: str
     load_s: float
+    compile_s: float | None = None
+    kernels_per_request: int | None = None
+
+
+class Timed(Response):
+    """The answer of `POST /time`: what each batch took on the device, ms."""
+
+    latencies_ms: list[float] = Field(min_length=1)
 
 
 class ServerClient:
@@ -142,9 +168,14 @@ class ServerClient:
         self._call("POST", "/vram/reset")
 
     def load(self, implementation: str, model_set: str) -> Loaded:
-        """Load an implementation; returns when it can serve."""
+        """Load an implementation; returns when it can serve, which may take minutes where it compiles."""
         return Loaded.model_validate(
-            self._call("POST", f"/implementations/{implementation}/load", params={"model_set": model_set})
+            self._call(
+                "POST",
+                f"/implementations/{implementation}/load",
+                params={"model_set": model_set},
+                timeout_s=_COMPILE_TIMEOUT_S,
+            )
         )
 
     def unload(self, implementation: str, model_set: str) -> None:
@@ -169,6 +200,28 @@ class ServerClient:
         except ValidationError as error:
             raise MalformedOutput(f"{implementation}: {error.errors()[0]['msg']}") from error
 
+    def time(
+        self, implementation: str, model_set: str, image: bytes, content_type: str, *, batch_size: int, repeats: int
+    ) -> list[float]:
+        """Latency of forward and post-processing of `batch_size` times one image, without HTTP, decode and queue.
+
+        Args:
+            batch_size: images of a batch, 64 at most.
+            repeats: timed batches after the server's untimed ones, 1000 at most.
+
+        Returns:
+            Milliseconds of each timed batch.
+        """
+        answer = self._call(
+            "POST",
+            f"/time/{implementation}",
+            params={"model_set": model_set, "batch_size": str(batch_size), "repeats": str(repeats)},
+            content=image,
+            headers={"Content-Type": content_type},
+            timeout_s=_COMPILE_TIMEOUT_S,
+        )
+        return Timed.model_validate(answer).latencies_ms
+
     def _call(
         self,
         method: str,
@@ -176,9 +229,13 @@ class ServerClient:
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> Any:
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         try:
-            response = self._http.request(method, path, params=params, content=content, headers=headers)
+            response = self._http.request(
+                method, path, params=params, content=content, headers=headers, timeout=timeout
+            )
         except httpx.HTTPError as error:
             raise ServerError(f"no answer from {self.host}{path}: {error or type(error).__name__}") from error
         if response.is_success:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# The implementation that references are made with, and speed-ups are relative to.
+BASELINE = "baseline"
+
 WeightsSource = Literal["pretrained", "local", "random"]
 
 
@@ -151,6 +154,7 @@ class Comparison(Record):
     model_set: str
     exact: bool = Field(description="whether the implementation claims to give the reference's answers")
     images: int
+    largest_batch: int = Field(default=1, description="most images that the server answered in one batch")
     per_model: dict[str, ErrorFigures]
     overall: ErrorFigures
     ground_truth: dict[str, GroundTruth] = Field(
@@ -160,13 +164,18 @@ class Comparison(Record):
 
 
 class ImplementationInfo(Record):
-    """What the server says of an implementation, and what loading it took."""
+    """What the server says of an implementation, and what loading it took; None is not loaded, or not known."""
 
     name: str
     description: str
     exact: bool
     precision: str
     load_s: float | None = None
+    compile_s: float | None = Field(default=None, description="part of load_s that torch.compile or the like took")
+    kernels_per_request: int | None = Field(
+        default=None,
+        description="GPU kernels that one request of one image launches; without a GPU torch's operators at the leaves",
+    )
 
 
 class Sweep(Record):

@@ -5,23 +5,38 @@ from collections.abc import Sequence
 from detbench.client import ImplementationStatus
 from detbench.errors import ServerError
 
+ALL = "all"
+
 
 def select_implementations(
     offered: Sequence[ImplementationStatus], names: Sequence[str] | None, model_set: str
 ) -> list[ImplementationStatus]:
-    """Those called `names`, in that order, or without names all that can run `model_set`.
+    """Those called `names`, in that order; without names, or for `["all"]`, all that can run `model_set`.
+
+    Without names those that compile are left out: `left_out` tells.
 
     Raises:
         ServerError: a name that the server does not know, or that cannot run there or not with `model_set`.
     """
-    can_run = {each.name: each for each in offered if each.unavailable is None and model_set in each.model_sets}
+    can_run = {each.name: each for each in offered if each.why_not(model_set) is None}
     if names is None:
+        return [each for each in can_run.values() if not each.compiles]
+    if list(names) == [ALL]:
         return list(can_run.values())
     known = {each.name: each for each in offered}
     for name in names:
         if name not in known:
             raise ServerError(f"the server has no implementation {name!r}; it has {', '.join(known)}")
         if name not in can_run:
-            reason = known[name].unavailable or f"it cannot run {model_set}"
+            reason = known[name].why_not(model_set)
             raise ServerError(f"{name} cannot be used here: {reason}; leave it out of --implementations")
     return [can_run[name] for name in dict.fromkeys(names)]
+
+
+def left_out(offered: Sequence[ImplementationStatus], names: Sequence[str] | None, model_set: str) -> str | None:
+    """A line about what `select_implementations` leaves out unless it is named; None where that is nothing."""
+    compiling = [each.name for each in offered if each.compiles and each.why_not(model_set) is None]
+    if names is not None or not compiling:
+        return None
+    names_of = ", ".join(compiling)
+    return f"left out, because torch.compile takes minutes: {names_of} (name them in --implementations, or say {ALL})"

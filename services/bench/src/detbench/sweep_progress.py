@@ -1,12 +1,41 @@
 """What a person sees while a sweep runs: what is done, what is being done, and the time left."""
 
+import time
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from detbench.client import ImplementationStatus
 
 # Seconds that a run takes beyond its duration, for the first estimate of the time left; rich corrects it.
 _RUN_OVERHEAD_S = 8.0
+# From here on, a person wants to know how long the thing that is being done has taken.
+_LONG_S = 5.0
+
+
+def loading(status: ImplementationStatus) -> str:
+    """What is being done while `status` is loaded."""
+    return f"{status.name}: loading{' (torch.compile: minutes the first time)' if status.compiles else ''}"
+
+
+class StepColumn(ProgressColumn):
+    """What is being done, and for how many seconds when it takes long. The task's field `since` is its start."""
+
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn.render`."""
+        seconds = time.monotonic() - task.fields["since"]
+        return Text(task.description if seconds < _LONG_S else f"{task.description}, {seconds:.0f} s")
 
 
 class SweepProgress:
@@ -18,7 +47,7 @@ class SweepProgress:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            StepColumn(),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("elapsed"),
@@ -28,7 +57,7 @@ class SweepProgress:
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("starting", total=None)
+        self._task = self._progress.add_task("starting", total=None, since=time.monotonic())
         self._total_s = 0.0
         self._done_s = 0.0
 
@@ -50,7 +79,7 @@ class SweepProgress:
 
     def doing(self, what: str) -> None:
         """Show what is being done now."""
-        self._progress.update(self._task, description=what)
+        self._progress.update(self._task, description=what, since=time.monotonic())
 
     def within_run(self, what: str, message: dict[str, Any]) -> None:
         """Show a message of the load driver."""

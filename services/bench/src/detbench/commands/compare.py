@@ -1,19 +1,26 @@
 """`detbench compare`: output error of implementations against the stored reference."""
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from detbench.atomic import write_atomically
-from detbench.client import ImplementationStatus, ServerClient
+from detbench.client import ServerClient
 from detbench.commands.console import open_console
-from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
+from detbench.commands.options import (
+    add_concurrency_option,
+    add_dataset_options,
+    add_implementations_option,
+    add_server_options,
+    connected,
+    opened_dataset,
+)
 from detbench.datasets import Dataset
 from detbench.errors import MalformedOutput, ServerError
 from detbench.pushgateway import push_comparisons
@@ -21,7 +28,8 @@ from detbench.quality.compare import compare
 from detbench.quality.outputs import collect
 from detbench.quality.reference import Reference, load_reference
 from detbench.results import Comparison, ErrorFigures, GroundTruth
-from detbench.selection import select_implementations
+from detbench.selection import left_out, select_implementations
+from detbench.sweep_progress import loading
 
 NAME = "compare"
 SUMMARY = "output error of implementations against the stored reference"
@@ -43,14 +51,10 @@ _COMPARISONS = TypeAdapter(list[Comparison])
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "--implementations",
-        nargs="+",
-        metavar="NAME",
-        help="what to compare; default: all that the server can run with the model set",
-    )
+    add_implementations_option(parser, "compare")
     add_server_options(parser)
     add_dataset_options(parser)
+    add_concurrency_option(parser)
     parser.add_argument(
         "--gate",
         choices=("exact", "all"),
@@ -65,11 +69,10 @@ def execute(options: argparse.Namespace) -> int:
     console = open_console()
     dataset = opened_dataset(options)
     reference = load_reference(options.outputs_dir, options.model_set)
+    path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
     with connected(options, console) as client:
         reference.check(client.model_set(options.model_set).models, dataset.photos)
-        comparisons, failures = _compare_all(client, options, dataset, reference, console)
-    path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
-    write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))
+        comparisons, failures = _compare_all(client, options, dataset, reference, path, console)
     push_comparisons(comparisons)
     console.print(_table(comparisons))
     for comparison in comparisons:
@@ -77,22 +80,43 @@ def execute(options: argparse.Namespace) -> int:
             console.print(f"{comparison.implementation}: {reason}", markup=False, soft_wrap=True)
     for failure in failures:
         console.print(failure, style="red", markup=False, soft_wrap=True)
-    console.print(f"{len(dataset.photos)} images of {dataset.name}; {path}", markup=False, soft_wrap=True)
+    batches = ", ".join(f"{each.implementation} {each.largest_batch}" for each in comparisons)
+    asked = (
+        f"{len(dataset.photos)} images of {dataset.name}, {options.concurrency} at a time (largest batch: {batches})"
+    )
+    console.print(f"{asked}; {path}", markup=False, soft_wrap=True)
     held = [each for each in comparisons if each.exact or options.gate == "all"]
     return 0 if not failures and all(each.gate.passed for each in held) else 1
 
 
 def _compare_all(
-    client: ServerClient, options: argparse.Namespace, dataset: Dataset, reference: Reference, console: Console
+    client: ServerClient,
+    options: argparse.Namespace,
+    dataset: Dataset,
+    reference: Reference,
+    path: Path,
+    console: Console,
 ) -> tuple[list[Comparison], list[str]]:
-    comparisons, failures = [], []
-    chosen = select_implementations(client.implementations(), options.implementations, options.model_set)
-    with Progress(console=console, transient=True) as progress:
+    """Compare one after the other; `path` has every figure as soon as it is known."""
+    comparisons: list[Comparison] = []
+    failures: list[str] = []
+    offered = client.implementations()
+    chosen = select_implementations(offered, options.implementations, options.model_set)
+    if line := left_out(offered, options.implementations, options.model_set):
+        console.print(line, markup=False, soft_wrap=True)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
         for status in chosen:
+            task = progress.add_task(loading(status), total=len(dataset.photos))
             try:
                 client.load(status.name, options.model_set)
+                progress.update(task, description=status.name)
                 outputs = collect(
-                    client, status.name, options.model_set, dataset.photos, _advancing(progress, status, dataset)
+                    client,
+                    status.name,
+                    options.model_set,
+                    dataset.photos,
+                    partial(_advance, progress, task),
+                    options.concurrency,
                 )
                 comparisons.append(
                     compare(
@@ -109,12 +133,12 @@ def _compare_all(
                     client.unload(status.name, options.model_set)
             except (ServerError, MalformedOutput) as error:
                 failures.append(f"{status.name}: {error}")
+            write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))
     return comparisons, failures
 
 
-def _advancing(progress: Progress, status: ImplementationStatus, dataset: Dataset) -> Callable[[str], None]:
-    task = progress.add_task(status.name, total=len(dataset.photos))
-    return lambda _: progress.advance(task)
+def _advance(progress: Progress, task: TaskID, _: str) -> None:
+    progress.advance(task)
 
 
 def _table(comparisons: list[Comparison]) -> Table:

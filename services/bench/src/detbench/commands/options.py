@@ -11,7 +11,10 @@ from rich.console import Console
 from detbench.client import ServerClient
 from detbench.datasets import Dataset, fetch_or_open
 from detbench.revision import git_revision
+from detbench.selection import ALL
 from detbench.server_process import ServerProcess
+
+_MOST_IN_FLIGHT = 16
 
 
 def positive_int(text: str) -> int:
@@ -28,6 +31,37 @@ def positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be above 0")
     return value
+
+
+def concurrency(text: str) -> int:
+    """A number of requests in flight, for argparse: few enough that a server's queue takes them all."""
+    value = positive_int(text)
+    if value > _MOST_IN_FLIGHT:
+        raise argparse.ArgumentTypeError(f"must be {_MOST_IN_FLIGHT} or less")
+    return value
+
+
+def add_implementations_option(parser: argparse.ArgumentParser, verb: str) -> None:
+    """`--implementations`."""
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        metavar="NAME",
+        help=f"what to {verb}; default: all that the server can run with the model set but those that take minutes to "
+        f"compile; {ALL}: those too",
+    )
+
+
+def add_concurrency_option(parser: argparse.ArgumentParser) -> None:
+    """`--concurrency`."""
+    parser.add_argument(
+        "--concurrency",
+        type=concurrency,
+        default=1,
+        metavar="N",
+        help="requests in flight while outputs are compared; a server that batches answers batches of up to N "
+        "(default: %(default)s)",
+    )
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from detbench.commands.options import add_dataset_options, add_server_options, c
 from detbench.datasets import Dataset
 from detbench.errors import ReferenceMismatch
 from detbench.quality.reference import load_reference, make_reference
+from detbench.results import BASELINE
 
 NAME = "reference"
 SUMMARY = "store what baseline answers, to compare with"
@@ -41,7 +42,7 @@ def execute(options: argparse.Namespace) -> int:
             console.print(f"kept: {folder}", markup=False, soft_wrap=True)
             return 0
         with console.status("loading baseline"):
-            client.load("baseline", options.model_set)
+            client.load(BASELINE, options.model_set)
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(f"baseline of {options.model_set}", total=len(dataset.photos))
             reference = make_reference(

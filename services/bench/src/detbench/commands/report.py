@@ -6,14 +6,15 @@ from pathlib import Path
 
 from detbench.commands.console import open_console
 from detbench.errors import DetbenchError
-from detbench.report import write_reports
-from detbench.report.table import terminal_table
+from detbench.report import write_ablation_reports, write_reports
+from detbench.report.ablation import terminal_tables
+from detbench.report.table import implementations_table, terminal_table
 
 NAME = "report"
-SUMMARY = "table, results.csv, results.md and report.html of a run"
+SUMMARY = "tables, CSV, Markdown and page of a run"
 DESCRIPTION = """\
-Makes the reports of a run from its results.json, which `detbench run` writes after every measurement: also of a run
-that was broken off.
+Makes the reports of a run from its results.json, or ablation.json, which `detbench run` writes after every
+measurement: also of a run that was broken off.
 
   detbench report                                  # the newest run
   detbench report outputs/20261123-174500-mixed
@@ -35,18 +36,24 @@ def execute(options: argparse.Namespace) -> int:
     """Write the reports and print the table; returns the exit status."""
     console = open_console()
     run_dir = options.run_dir or newest_run(options.outputs_dir)
-    console.print(terminal_table(write_reports(run_dir)))
-    console.print(f"report: {run_dir / 'report.html'}", markup=False, soft_wrap=True)
+    if (run_dir / "ablation.json").exists():
+        console.print(*terminal_tables(write_ablation_reports(run_dir)))
+        page = run_dir / "ablation.html"
+    else:
+        sweep = write_reports(run_dir)
+        console.print(terminal_table(sweep), implementations_table(sweep))
+        page = run_dir / "report.html"
+    console.print(f"report: {page}", markup=False, soft_wrap=True)
     return 0
 
 
 def newest_run(outputs_dir: Path) -> Path:
-    """The folder of the run whose results.json was written last.
+    """The folder of the run whose results.json or ablation.json was written last.
 
     Raises:
         DetbenchError: there is none.
     """
-    found = list(outputs_dir.glob("*/results.json"))
+    found = [*outputs_dir.glob("*/results.json"), *outputs_dir.glob("*/ablation.json")]
     if not found:
         raise DetbenchError(f"there is no run in {outputs_dir}; make one with: detbench run")
     return max(found, key=lambda path: path.stat().st_mtime).parent

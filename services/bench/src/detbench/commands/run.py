@@ -2,14 +2,19 @@
 
 import argparse
 import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from detbench.ablation import AblationPlan, AblationRunner
 from detbench.commands.console import open_console
 from detbench.commands.options import (
+    add_concurrency_option,
     add_dataset_options,
+    add_implementations_option,
     add_server_options,
     opened_dataset,
     own_server,
@@ -17,10 +22,13 @@ from detbench.commands.options import (
     positive_int,
 )
 from detbench.errors import DetbenchError
-from detbench.report import write_reports
-from detbench.report.table import terminal_table
+from detbench.report import write_ablation_reports, write_reports
+from detbench.report.ablation import terminal_tables
+from detbench.report.table import implementations_table, terminal_table
 from detbench.runner import Plan, SweepRunner
+from detbench.selection import ALL
 from detbench.server_process import ServerProcess
+from detbench.session import Subject
 from detbench.sweep_progress import SweepProgress
 
 NAME = "run"
@@ -33,8 +41,15 @@ there is none of these weights and images.
 
   detbench run --implementations baseline invalid --model-set mixed --users 1 4 8 --duration 30 --compare-outputs
 
+With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
+HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. Of the other options
+it takes --implementations (which of its steps), --model-set, --concurrency and the dataset's.
+
+  detbench run --ablation --model-set uniform --batch-sizes 1 4 16
+
 Everything goes to outputs/<time>-<model set>/: results.json (after every run), results.csv, results.md, report.html,
-the detections and the server's log. Against a server of yours (--host), everything that it has loaded is unloaded
+the detections and the server's log; of an ablation to outputs/<time>-<model set>-ablation/: ablation.json (after every
+row), .csv, .md and .html. Against a server of yours (--host), everything that it has loaded is unloaded
 first, so that VRAM is that of one implementation.
 
 Exit status: 0 all was measured and every implementation that claims to be exact is; 1 not so; 2 nothing was measured.
@@ -43,12 +58,7 @@ Exit status: 0 all was measured and every implementation that claims to be exact
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "--implementations",
-        nargs="+",
-        metavar="NAME",
-        help="what to measure; default: all that the server can run with the model set",
-    )
+    add_implementations_option(parser, "measure")
     add_server_options(parser)
     parser.add_argument(
         "--users", nargs="+", type=positive_int, default=[1, 4, 8], metavar="N", help="users at once (default: 1 4 8)"
@@ -60,26 +70,73 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=positive_int, default=5, metavar="N", help="requests before the first run (default: 5)"
     )
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
+    add_concurrency_option(parser)
     add_dataset_options(parser)
+    ablation = parser.add_argument_group("ablation")
+    ablation.add_argument("--ablation", action="store_true", help="measure technique by technique instead, see above")
+    ablation.add_argument(
+        "--batch-sizes", nargs="+", type=positive_int, metavar="N", help="images of the batches timed (default: 1)"
+    )
+    ablation.add_argument(
+        "--repeats", type=positive_int, metavar="N", help="batches timed; default: as 10 s hold, from 5 to 200"
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run the sweep and report; returns the exit status."""
+    """Run the sweep or the ablation and report; returns the exit status."""
+    if not options.ablation and (options.batch_sizes or options.repeats):
+        raise DetbenchError("--batch-sizes and --repeats are of the ablation; add --ablation")
     console = open_console()
-    dataset = opened_dataset(options)
+    subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
+    names = tuple(options.implementations) if options.implementations else None
+    return (_ablate if options.ablation else _sweep)(options, subject, names, console)
+
+
+def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...] | None, console: Console) -> int:
     plan = Plan(
-        implementations=tuple(options.implementations) if options.implementations else None,
-        model_set=options.model_set,
+        implementations=names,
+        subject=subject,
         users=tuple(dict.fromkeys(options.users)),
         duration_s=options.duration,
         warmup_requests=options.warmup,
-        dataset=dataset,
         dataset_name=options.dataset,
         data_dir=options.data_dir,
-        outputs_dir=options.outputs_dir,
         compare_outputs=options.compare_outputs,
     )
     run_dir = new_run_dir(options.outputs_dir, options.model_set)
+    with _served(options, run_dir, console) as (host, process, progress):
+        runner = SweepRunner(plan, run_dir, host, process, progress)
+        try:
+            sweep = runner.run()
+        finally:
+            write_reports(run_dir)
+    console.print(terminal_table(sweep), implementations_table(sweep))
+    return _ended(sweep.problems, run_dir / "report.html", console)
+
+
+def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...] | None, console: Console) -> int:
+    plan = AblationPlan(
+        subject=subject,
+        implementations=names if names != (ALL,) else None,
+        batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
+        repeats=options.repeats,
+    )
+    run_dir = new_run_dir(options.outputs_dir, f"{options.model_set}-ablation")
+    with _served(options, run_dir, console) as (host, process, progress):
+        runner = AblationRunner(plan, run_dir, host, process, progress)
+        try:
+            ablation = runner.run()
+        finally:
+            write_ablation_reports(run_dir)
+    console.print(*terminal_tables(ablation))
+    return _ended(ablation.problems, run_dir / "ablation.html", console)
+
+
+@contextmanager
+def _served(
+    options: argparse.Namespace, run_dir: Path, console: Console
+) -> Iterator[tuple[str, ServerProcess | None, SweepProgress]]:
+    """Base URL of `--host` or of a server of our own, that server, and the progress to show."""
     with contextlib.ExitStack() as stack:
         process: ServerProcess | None = None
         if not options.host:
@@ -87,22 +144,19 @@ def execute(options: argparse.Namespace) -> int:
             with console.status("starting the server"):
                 process.wait_ready()
         host = process.host if process else options.host
-        progress = stack.enter_context(SweepProgress(Console()))
-        runner = SweepRunner(plan, run_dir, host, process, progress)
-        try:
-            sweep = runner.run()
-        finally:
-            write_reports(run_dir)
-    console.print(terminal_table(sweep))
-    for problem in sweep.problems:
+        yield host, process, stack.enter_context(SweepProgress(Console()))
+
+
+def _ended(problems: Sequence[str], report: Path, console: Console) -> int:
+    for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
-    console.print(f"report: {run_dir / 'report.html'}", markup=False, soft_wrap=True)
-    return 1 if sweep.problems else 0
+    console.print(f"report: {report}", markup=False, soft_wrap=True)
+    return 1 if problems else 0
 
 
-def new_run_dir(outputs_dir: Path, model_set: str) -> Path:
-    """Make the folder of a new run, named by the time (UTC)."""
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{model_set}"
+def new_run_dir(outputs_dir: Path, what: str) -> Path:
+    """Make the folder of a new run of `what`, named by the time (UTC)."""
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{what}"
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         with contextlib.suppress(FileExistsError):
             (outputs_dir / f"{name}{suffix}").mkdir(parents=True)

@@ -47,6 +47,7 @@ def compare(
         model_set=model_set,
         exact=exact,
         images=len(reference),
+        largest_batch=max((output.batch_size for output in candidate), default=1),
         per_model=figures,
         overall=total(sums.values()).figures(),
         ground_truth=_ground_truth(reference, candidate, weights, annotations),

@@ -14,7 +14,7 @@ from detbench.client import ServerClient
 from detbench.datasets import Dataset, Photo
 from detbench.errors import ReferenceMismatch
 from detbench.quality.outputs import ImageOutput, collect, read_outputs, write_outputs
-from detbench.results import ModelWeights, Record
+from detbench.results import BASELINE, ModelWeights, Record
 
 _SHOWN = 3
 
@@ -84,7 +84,7 @@ def make_reference(
     """
     health = client.health()
     weights = client.model_set(model_set).models
-    outputs = collect(client, "baseline", model_set, dataset.photos, on_image)
+    outputs = collect(client, BASELINE, model_set, dataset.photos, on_image)
     folder = outputs_dir / "reference" / model_set
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model_set}.") as temporary:

@@ -1,15 +1,21 @@
-"""The report of a sweep: one exporter a file, all from the rows that `report.rows` makes."""
+"""The reports of a run, a sweep's or an ablation's: one exporter a file, all from rows made in one place."""
 
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from detbench.ablation_results import Ablation
 from detbench.atomic import write_atomically
 from detbench.errors import DetbenchError
+from detbench.report.ablation import ablation_csv, ablation_markdown
+from detbench.report.ablation_page import ablation_page
 from detbench.report.comma_separated import to_csv
 from detbench.report.page import to_html
 from detbench.report.table import markdown_table
 from detbench.results import Sweep
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def read_sweep(run_dir: Path) -> Sweep:
@@ -18,15 +24,16 @@ def read_sweep(run_dir: Path) -> Sweep:
     Raises:
         DetbenchError: there is none, or it is damaged.
     """
-    path = run_dir / "results.json"
-    try:
-        return Sweep.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DetbenchError(f"{path} cannot be read ({error.strerror}); name the folder of a run") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DetbenchError(f"{path} is no sweep of this version of detbench: {where}: {first['msg']}") from error
+    return _read(run_dir / "results.json", Sweep)
+
+
+def read_ablation(run_dir: Path) -> Ablation:
+    """Read the ablation.json of a run.
+
+    Raises:
+        DetbenchError: there is none, or it is damaged.
+    """
+    return _read(run_dir / "ablation.json", Ablation)
 
 
 def write_reports(run_dir: Path) -> Sweep:
@@ -36,3 +43,25 @@ def write_reports(run_dir: Path) -> Sweep:
     write_atomically(run_dir / "results.md", markdown_table(sweep))
     write_atomically(run_dir / "report.html", to_html(sweep, run_dir))
     return sweep
+
+
+def write_ablation_reports(run_dir: Path) -> Ablation:
+    """Write ablation.csv, ablation.md and ablation.html beside the ablation.json of a run; returns what it holds."""
+    ablation = read_ablation(run_dir)
+    write_atomically(run_dir / "ablation.csv", ablation_csv(ablation))
+    write_atomically(run_dir / "ablation.md", ablation_markdown(ablation))
+    write_atomically(run_dir / "ablation.html", ablation_page(ablation))
+    return ablation
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DetbenchError(f"{path} cannot be read ({error.strerror}); name the folder of a run") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DetbenchError(
+            f"{path} is no {kind.__name__.lower()} of this version of detbench: {where}: {first['msg']}"
+        ) from error

@@ -7,28 +7,38 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from detbench.quality.outputs import read_outputs
 from detbench.report.photo import COLOURS, side_by_side
 from detbench.report.plots import Plots
-from detbench.report.rows import BASELINE, COLUMNS, Row, best, rows_of, scientific
-from detbench.results import Sweep
+from detbench.report.rows import (
+    COLUMNS,
+    IMPLEMENTATION_COLUMNS,
+    Row,
+    best,
+    implementation_cells,
+    rows_of,
+    scientific,
+)
+from detbench.results import BASELINE, Sweep
 
-_TEMPLATES = Environment(
+TEMPLATES = Environment(
     loader=PackageLoader("detbench.report"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters["scientific"] = scientific
-_TEMPLATES.globals["zip"] = zip
+TEMPLATES.filters["scientific"] = scientific
+TEMPLATES.globals["zip"] = zip
 
 
 def to_html(sweep: Sweep, run_dir: Path) -> str:
     """The page; detections and photo are taken from `run_dir` where they are there."""
     rows = rows_of(sweep)
     plots = Plots(rows, sweep.comparisons)
-    return _TEMPLATES.get_template("report.html").render(
+    return TEMPLATES.get_template("report.html").render(
         sweep=sweep,
         columns=COLUMNS,
-        rows=rows,
+        rows=[("failed" if row.run.status != "ok" else "", row.cells()) for row in rows],
+        implementation_columns=IMPLEMENTATION_COLUMNS,
+        implementations=[("", implementation_cells(info)) for info in sweep.implementations],
         answer=_answer(rows),
         random_weights=[model.model_name for model in sweep.weights if model.source == "random"],
         plots={

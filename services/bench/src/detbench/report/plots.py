@@ -16,7 +16,7 @@ from detbench.report.rows import Row
 from detbench.results import Comparison, Run
 
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
-_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STAGE_COLOURS = {
     "decode": "#56b4e9",
     "preprocess": "#009e73",
@@ -56,7 +56,7 @@ class Plots:
         self._rows = [row for row in rows if row.run.status == "ok" and row.run.load]
         self._comparisons = comparisons
         names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
-        self._colours = dict(zip(names, itertools.cycle(_PALETTE), strict=False))
+        self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))
         self._wrong = {each.implementation for each in comparisons if not each.gate.passed}
         self._numbers = itertools.count()
 
@@ -186,12 +186,24 @@ class Plots:
     def _draw(self, title: str, height: float, draw: Callable[[Axes], None]) -> str:
         if not self._rows and "MSE" not in title:
             return ""
-        with mpl.rc_context(_STYLE):
-            figure = Figure(figsize=(7.4, height), layout="constrained")
-            draw(figure.subplots())
-            out = io.StringIO()
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        return _inline(out.getvalue(), title, f"plot{next(self._numbers)}")
+        return svg(title, height, f"plot{next(self._numbers)}", draw)
+
+
+def svg(title: str, height: float, prefix: str, draw: Callable[[Axes], None]) -> str:
+    """A plot as an SVG element in the report's style.
+
+    Args:
+        title: what it shows, for those who cannot see it.
+        height: inches, at a width of 7.4.
+        prefix: of the ids within, so that one page can have several.
+        draw: draws on the axes.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.4, height), layout="constrained")
+        draw(figure.subplots())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(out.getvalue(), title, prefix)
 
 
 def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detbench.results import Comparison, Run, Sweep
+from detbench.results import BASELINE, Comparison, ImplementationInfo, Run, Sweep
 
-BASELINE = "baseline"
 NOT_APPLICABLE = "n/a"
 
 
@@ -19,10 +18,8 @@ class Row:
 
     @property
     def gate(self) -> str:
-        """Whether the answers are the reference's: passed, failed, or n/a when they were not compared."""
-        if self.comparison is None:
-            return NOT_APPLICABLE
-        return "passed" if self.comparison.gate.passed else "failed"
+        """See `gate_of`."""
+        return gate_of(self.comparison)
 
     @property
     def wrong(self) -> bool:
@@ -33,7 +30,6 @@ class Row:
         """Text under each of `COLUMNS`."""
         run, load = self.run, self.run.load
         latency = load.latency if load else None
-        error = self.comparison.overall if self.comparison else None
         peak = run.vram.peak_mb if run.vram else None
         return (
             run.implementation,
@@ -41,11 +37,9 @@ class Row:
             run.status.replace("_", " "),
             f"{load.rps:.3g}" if run.status == "ok" and load else "–",
             f"{self.speedup:.2f}×" if self.speedup is not None else "–",
-            *(milliseconds(v) for v in ((latency.p50_ms, latency.p90_ms, latency.p99_ms) if latency else (None,) * 3)),
+            *(duration(v) for v in ((latency.p50_ms, latency.p90_ms, latency.p99_ms) if latency else (None,) * 3)),
             NOT_APPLICABLE if peak is None else f"{peak:.0f}",
-            NOT_APPLICABLE if error is None else scientific(error.boxes_mse),
-            NOT_APPLICABLE if error is None else scientific(error.scores_mse),
-            NOT_APPLICABLE if error is None else f"{error.labels_accuracy:.4f}",
+            *error_cells(self.comparison),
             self.gate,
         )
 
@@ -59,6 +53,12 @@ class Column:
     numeric: bool = True
 
 
+ERROR_COLUMNS = (
+    Column("boxes MSE (px²)", "mean squared error of box coordinates against the reference, 0 being equal"),
+    Column("scores MSE", "mean squared error of scores against the reference"),
+    Column("labels accuracy", "share of detections with the reference's label"),
+)
+GATE_COLUMN = Column("gate", "passed: the reference's answers, but for float32 rounding", numeric=False)
 COLUMNS = (
     Column("implementation", "way of running the models", numeric=False),
     Column("users", "clients at once, each with one request at a time"),
@@ -69,10 +69,22 @@ COLUMNS = (
     Column("p90 (ms)", "9 of 10 requests took at most this long"),
     Column("p99 (ms)", "99 of 100 requests took at most this long"),
     Column("VRAM peak (MB)", "most GPU memory that torch had allocated, this implementation alone being loaded"),
-    Column("boxes MSE (px²)", "mean squared error of box coordinates against the reference, 0 being equal"),
-    Column("scores MSE", "mean squared error of scores against the reference"),
-    Column("labels accuracy", "share of detections with the reference's label"),
-    Column("gate", "passed: the reference's answers, but for float32 rounding", numeric=False),
+    *ERROR_COLUMNS,
+    GATE_COLUMN,
+)
+
+# Of the small table beside the results; `implementation_cells` fills it.
+IMPLEMENTATION_COLUMNS = (
+    Column("implementation", "way of running the models", numeric=False),
+    Column("claims", "exact: the reference's answers; the reference itself makes them", numeric=False),
+    Column("precision", "of the numbers that it calculates with", numeric=False),
+    Column("load (s)", "from the call to load it until it can serve, compiling among it"),
+    Column("compile (s)", "of that, what compiling took; – is none, or not known"),
+    Column(
+        "kernels per request",
+        "GPU kernels that one request of one image launches, counted by torch's profiler; on a CPU torch's operators "
+        "at the leaves",
+    ),
 )
 
 
@@ -84,14 +96,41 @@ def rows_of(sweep: Sweep) -> list[Row]:
     return [Row(run, sweep.comparison(run.implementation), _speedup(run, baseline)) for run in sweep.runs]
 
 
+def implementation_cells(info: ImplementationInfo) -> tuple[str, ...]:
+    """Text under each of `IMPLEMENTATION_COLUMNS`."""
+    return (
+        info.name,
+        "reference" if info.name == BASELINE else "exact" if info.exact else "not exact",
+        info.precision,
+        duration(info.load_s),
+        duration(info.compile_s),
+        "–" if info.kernels_per_request is None else f"{info.kernels_per_request:,}",
+    )
+
+
+def gate_of(comparison: Comparison | None) -> str:
+    """Whether the answers are the reference's: passed, failed, or n/a when they were not compared."""
+    if comparison is None:
+        return NOT_APPLICABLE
+    return "passed" if comparison.gate.passed else "failed"
+
+
+def error_cells(comparison: Comparison | None) -> tuple[str, ...]:
+    """Text under each of `ERROR_COLUMNS`."""
+    if comparison is None:
+        return (NOT_APPLICABLE,) * len(ERROR_COLUMNS)
+    error = comparison.overall
+    return scientific(error.boxes_mse), scientific(error.scores_mse), f"{error.labels_accuracy:.4f}"
+
+
 def best(rows: Sequence[Row]) -> Row | None:
     """The measured row of the highest RPS whose answers are not known to be wrong."""
     right = [row for row in rows if _measured(row.run) and not row.wrong]
     return max(right, key=lambda row: row.run.load.rps if row.run.load else 0.0, default=None)
 
 
-def milliseconds(value: float | None) -> str:
-    """A latency: one decimal below 100 ms, whole above."""
+def duration(value: float | None) -> str:
+    """A duration: one decimal below 100, whole above."""
     if value is None:
         return "–"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"

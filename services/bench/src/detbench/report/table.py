@@ -1,49 +1,72 @@
 """The table, for a terminal and as Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from detbench.report.rows import COLUMNS, rows_of
-from detbench.results import Sweep
+from detbench.report.rows import COLUMNS, IMPLEMENTATION_COLUMNS, Column, implementation_cells, rows_of
+from detbench.results import Environment, ModelWeights, Sweep
 
 
 def terminal_table(sweep: Sweep) -> Table:
     """The table for a terminal; what failed and what is wrong stands out."""
     settings = sweep.settings
-    table = Table(
-        title=f"{settings.model_set} on {sweep.environment.device_name}, {settings.duration_s:g} s each",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for column in COLUMNS:
+    title = f"{settings.model_set} on {sweep.environment.device_name}, {settings.duration_s:g} s each"
+    styles = ["red" if row.run.status != "ok" else "yellow" if row.wrong else "" for row in rows_of(sweep)]
+    return table_of(title, COLUMNS, [row.cells() for row in rows_of(sweep)], styles)
+
+
+def implementations_table(sweep: Sweep) -> Table:
+    """What the implementations are, and what loading them took, for a terminal."""
+    return table_of("Implementations", IMPLEMENTATION_COLUMNS, map(implementation_cells, sweep.implementations))
+
+
+def table_of(
+    title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], styles: Sequence[str] | None = None
+) -> Table:
+    """A table for a terminal, in the form that all have; `styles` has rich's style of each row."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
         table.add_column(column.heading.replace(" ", "\n"), justify="right" if column.numeric else "left", no_wrap=True)
-    for row in rows_of(sweep):
-        style = "red" if row.run.status != "ok" else "yellow" if row.wrong else ""
-        table.add_row(*(Text(cell, style) for cell in row.cells()))
+    for number, cells in enumerate(rows):
+        table.add_row(*(Text(cell, styles[number] if styles else "") for cell in cells))
     return table
 
 
 def markdown_table(sweep: Sweep) -> str:
-    """The table in Markdown, with what the machine and the weights are above it."""
-    settings, environment = sweep.settings, sweep.environment
-    sources = ", ".join(f"{model.model_name} {model.source}" for model in sweep.weights)
-    day = f"{sweep.started:%Y-%m-%d %H:%M} UTC"
+    """The tables in Markdown, with what the machine and the weights are above them."""
+    settings = sweep.settings
     lines = [
         f"Model set {settings.model_set}, {settings.images} images of {settings.dataset}, "
-        f"{settings.duration_s:g} s a run, on {environment.device_name} ({environment.device}), {day}. "
-        f"Weights: {sources}.",
+        f"{settings.duration_s:g} s a run, {measured_on(sweep.environment, sweep.weights, sweep.started)}",
         "",
-        _line(column.heading for column in COLUMNS),
-        _line("---:" if column.numeric else "---" for column in COLUMNS),
-        *(_line(row.cells()) for row in rows_of(sweep)),
+        *markdown_lines(COLUMNS, [row.cells() for row in rows_of(sweep)]),
+        "",
+        *markdown_lines(IMPLEMENTATION_COLUMNS, map(implementation_cells, sweep.implementations)),
     ]
     reasons = [
         f"- {run.implementation}, {run.users} users: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
     ]
     return "\n".join([*lines, *(["", *reasons] if reasons else []), ""])
+
+
+def measured_on(environment: Environment, weights: Sequence[ModelWeights], started: datetime) -> str:
+    """The end of the sentence above a table: the machine, when, and the weights."""
+    sources = ", ".join(f"{model.model_name} {model.source}" for model in weights)
+    day = f"{started:%Y-%m-%d %H:%M} UTC"
+    return f"on {environment.device_name} ({environment.device}), {day}. Weights: {sources}."
+
+
+def markdown_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown, a line each."""
+    return [
+        _line(column.heading for column in columns),
+        _line("---:" if column.numeric else "---" for column in columns),
+        *map(_line, rows),
+    ]
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,0 +1,166 @@
+"""The ablation's two tables: what each step is worth, and what it costs; for a terminal, as Markdown and as CSV."""
+
+import csv
+import io
+
+from rich.table import Table
+
+from detbench.ablation_results import Ablation, Step, Timing
+from detbench.report.rows import (
+    ERROR_COLUMNS,
+    GATE_COLUMN,
+    IMPLEMENTATION_COLUMNS,
+    NOT_APPLICABLE,
+    Column,
+    duration,
+    error_cells,
+    gate_of,
+    implementation_cells,
+)
+from detbench.report.table import markdown_lines, measured_on, table_of
+from detbench.results import ErrorFigures, Vram
+
+GAIN_COLUMNS = (
+    Column("batch", "images of a batch"),
+    Column("step", "technique on top of those above it, but that `fused` need not build on `compiled`", numeric=False),
+    Column("implementation", "its name in the API", numeric=False),
+    Column("median (ms)", "latency of forward and post-processing of a batch, without HTTP, decode and queue"),
+    Column("quartiles (ms)", "half of the batches lie between these"),
+    Column("images per s", "batch over median"),
+    Column("vs baseline", "baseline's median over this one"),
+    Column("vs previous", "median of the step measured before, over this one"),
+    Column("share", "of the logarithm of the speed-up of the fastest exact step; negative where it is slower"),
+    Column(
+        "VRAM peak (MB)", "most GPU memory that torch had allocated meanwhile, this implementation alone being loaded"
+    ),
+)
+COST_COLUMNS = (
+    *IMPLEMENTATION_COLUMNS,
+    *ERROR_COLUMNS,
+    Column("mean IoU", "of the boxes that have a partner in the reference"),
+    GATE_COLUMN,
+)
+
+
+def gain_rows(ablation: Ablation) -> list[tuple[Step, tuple[str, ...]]]:
+    """Each step that was measured with a batch size, and the text under each of `GAIN_COLUMNS`; by batch size."""
+    return [
+        (step, _gain_cells(step, timing))
+        for batch_size in ablation.settings.batch_sizes
+        for step in ablation.steps
+        if (timing := step.timing(batch_size)) is not None
+    ]
+
+
+def cost_cells(step: Step) -> tuple[str, ...]:
+    """Text under each of `COST_COLUMNS`."""
+    iou = NOT_APPLICABLE if step.comparison is None else f"{step.comparison.overall.mean_iou:.4f}"
+    return (
+        *implementation_cells(step.implementation),
+        *error_cells(step.comparison),
+        iou,
+        gate_of(step.comparison),
+    )
+
+
+def is_wrong(step: Step) -> bool:
+    """Whether its answers are known not to be the reference's."""
+    return step.comparison is not None and not step.comparison.gate.passed
+
+
+def terminal_tables(ablation: Ablation) -> tuple[Table, Table]:
+    """Both tables for a terminal; what is wrong stands out."""
+    rows = gain_rows(ablation)
+    title = f"Ablation: {ablation.settings.model_set} on {ablation.environment.device_name}"
+    return (
+        table_of(title, GAIN_COLUMNS, [cells for _, cells in rows], [_style(step) for step, _ in rows]),
+        table_of(
+            "What the steps cost, and their output error",
+            COST_COLUMNS,
+            map(cost_cells, ablation.steps),
+            [_style(step) for step in ablation.steps],
+        ),
+    )
+
+
+def ablation_markdown(ablation: Ablation) -> str:
+    """Both tables in Markdown, with what the machine and the weights are above, and what is missing below them."""
+    settings = ablation.settings
+    lines = [
+        f"Ablation of model set {settings.model_set}, compared on {settings.images} images of {settings.dataset}, "
+        f"{measured_on(ablation.environment, ablation.weights, ablation.started)}",
+        "",
+        *markdown_lines(GAIN_COLUMNS, [cells for _, cells in gain_rows(ablation)]),
+        "",
+        *markdown_lines(COST_COLUMNS, map(cost_cells, ablation.steps)),
+    ]
+    missing = [f"- {name} is left out: {reason}" for name, reason in ablation.left_out.items()]
+    missing += [f"- problem: {problem.splitlines()[0]}" for problem in ablation.problems]
+    return "\n".join([*lines, *(["", *missing] if missing else []), ""])
+
+
+def ablation_csv(ablation: Ablation) -> str:
+    """Every figure with all its digits, a row per step and batch size; what was not measured is empty."""
+    records = [
+        _record(ablation, step, step.timing(size)) for size in ablation.settings.batch_sizes for step in ablation.steps
+    ]
+    out = io.StringIO()
+    if records:
+        writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return out.getvalue()
+
+
+def _gain_cells(step: Step, timing: Timing) -> tuple[str, ...]:
+    gain, peak = timing.gain, timing.vram.peak_mb
+    return (
+        str(timing.batch_size),
+        step.label,
+        step.implementation.name,
+        duration(timing.median_ms),
+        f"{duration(timing.lower_quartile_ms)}–{duration(timing.upper_quartile_ms)}",
+        f"{timing.images_per_s:.3g}",
+        *(
+            "–" if value is None else f"{value:.2f}×"
+            for value in ((gain.speedup, gain.factor) if gain else (None, None))
+        ),
+        "–" if gain is None or gain.share is None else f"{100 * gain.share:.0f} %",
+        NOT_APPLICABLE if peak is None else f"{peak:.0f}",
+    )
+
+
+def _record(ablation: Ablation, step: Step, timing: Timing | None) -> dict[str, object]:
+    info, environment = step.implementation, ablation.environment
+    overall = step.comparison.overall if step.comparison else None
+    gain = timing.gain if timing else None
+    return {
+        "step": step.label,
+        "implementation": info.name,
+        "model_set": ablation.settings.model_set,
+        "batch_size": timing.batch_size if timing else None,
+        "repeats": len(timing.latencies_ms) if timing else None,
+        **{
+            name: getattr(timing, name, None)
+            for name in ("median_ms", "lower_quartile_ms", "upper_quartile_ms", "images_per_s")
+        },
+        "speedup_vs_baseline": gain.speedup if gain else None,
+        "speedup_vs_previous": gain.factor if gain else None,
+        "share": gain.share if gain else None,
+        **{f"vram_{name}": getattr(timing.vram if timing else None, name, None) for name in Vram.model_fields},
+        "exact": info.exact,
+        "precision": info.precision,
+        "load_s": info.load_s,
+        "compile_s": info.compile_s,
+        "kernels_per_request": info.kernels_per_request,
+        **{name: getattr(overall, name, None) for name in ErrorFigures.model_fields},
+        "gate": gate_of(step.comparison),
+        "weights": " ".join(dict.fromkeys(model.source for model in ablation.weights)),
+        "device": environment.device,
+        "device_name": environment.device_name,
+        "git_revision": environment.git_revision,
+    }
+
+
+def _style(step: Step) -> str:
+    return "yellow" if is_wrong(step) else ""

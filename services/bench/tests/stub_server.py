@@ -1,0 +1,138 @@
+"""A thin detserver for what needs many implementations, or failures at will: every endpoint, and no model."""
+
+import http.server
+import json
+import threading
+import time
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+MODEL = "tf_efficientdet_d0"
+BOX = [10.0, 20.0, 110.0, 220.0]
+
+
+def entry(name: str, **changes: object) -> dict[str, Any]:
+    """One entry of `GET /implementations`."""
+    plain = {
+        "name": name,
+        "description": f"what {name} does",
+        "exact": True,
+        "precision": "fp32",
+        "model_sets": ["single"],
+        "loaded": [],
+        "unavailable": None,
+        "technique": "",
+        "compiles": False,
+        "unsupported": {},
+    }
+    return {**plain, **changes}
+
+
+class StubServer:
+    """Serves `entries`; a context manager.
+
+    `latencies_ms` are what `POST /time` answers by implementation, per image of a batch. `boxes` are the answer of
+    `POST /infer` by implementation, else BOX. `refusals` are (status, detail) by the end of a path. `calls` are the
+    method and path of every POST, with the query of those to /time.
+    """
+
+    def __init__(self, *entries: dict[str, Any]) -> None:
+        self.entries = {each["name"]: each for each in entries}
+        self.latencies_ms: dict[str, float] = {}
+        self.boxes: dict[str, list[float]] = {}
+        self.refusals: dict[str, tuple[int, str]] = {}
+        self.calls: list[str] = []
+        self.infer_s = 0.0
+        self.in_flight = self.most_in_flight = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        stub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.answer(200, stub.get(self.path))
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                parts = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+                for end, (status, detail) in stub.refusals.items():
+                    if parts.path.endswith(end):
+                        return self.answer(status, {"detail": detail})
+                return self.answer(200, stub.post(parts.path, query))
+
+            def answer(self, status: int, body: object) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def get(self, path: str) -> object:
+        if path == "/implementations":
+            return list(self.entries.values())
+        if path == "/vram":
+            return {"device": "cuda:0"} | dict.fromkeys(
+                ("allocated_mb", "reserved_mb", "peak_mb", "device_used_mb", "device_total_mb"), 812.0
+            )
+        if path.startswith("/model-sets/"):
+            weights = {"source": "random", "fingerprint": "f" * 64, "num_classes": 90, "image_size": 512}
+            return {"name": "single", "models": [{"model_name": MODEL, "architecture": MODEL, **weights}]}
+        assert path in ("/health", "/ready")
+        return {
+            **{"status": "ok", "device": "cuda:0", "device_name": "Some GPU", "driver": "1", "versions": {}},
+            **{"cpu_count": 2, "torch_threads": 1, "platform": "Linux", "revision": "abc", "clocks_mhz": None},
+            "settings": {},
+        }
+
+    def post(self, path: str, query: dict[str, str]) -> object:
+        self.calls.append(path + (f" {query['batch_size']} x {query['repeats']}" if path.startswith("/time/") else ""))
+        match path.strip("/").split("/"):
+            case ["implementations", name, "load"]:
+                self.entries[name]["loaded"] = [query["model_set"]]
+                return {
+                    "implementation": name,
+                    "model_set": query["model_set"],
+                    "load_s": 1.5,
+                    "compile_s": 60.25 if self.entries[name]["compiles"] else None,
+                    "kernels_per_request": 1234,
+                }
+            case ["implementations", name, "unload"]:
+                self.entries[name]["loaded"] = []
+            case ["infer", name]:
+                return self._infer(name)
+            case ["time", name]:
+                latency_ms = self.latencies_ms[name] * int(query["batch_size"])
+                spread = [0.9, 1.0, 1.1, 1.0]
+                return {"latencies_ms": [latency_ms * spread[i % 4] for i in range(int(query["repeats"]))]}
+        return {}
+
+    def _infer(self, name: str) -> object:
+        with self._lock:
+            self.in_flight += 1
+            batch_size = self.in_flight
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        time.sleep(self.infer_s)
+        with self._lock:
+            self.in_flight -= 1
+        found = {"model_name": MODEL, "boxes": [self.boxes.get(name, BOX)], "scores": [0.9], "labels": [1]}
+        return {
+            **{"implementation": name, "model_set": "single", "total_inference_time_ms": 1.0, "timings_ms": {}},
+            **{"batch_size": batch_size, "detections": [found]},
+        }
