@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs out of .venv, which `make install` fills from requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install bench test test-stack lint fmt serve locust datasets reference compare report \
+.PHONY: help install bench gpu-bench test test-stack lint fmt serve locust datasets reference compare report \
   up down logs bench-stack outputs dashboards lock clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
@@ -18,6 +18,7 @@ MODEL_SET ?= mixed
 DATASET ?= sample
 USERS ?= 1 4 8
 DURATION ?= 20
+IMPLEMENTATIONS ?= baseline invalid fused
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,8 +37,13 @@ $(VENV)/.installed: requirements.lock services/inference/pyproject.toml services
 
 install: $(VENV)/.installed ## install everything into .venv
 
-bench: install ## measure baseline and invalid on this machine, and report (outputs/<run>/report.html)
-	$(BIN)/detbench run --compare-outputs --model-set $(MODEL_SET) --dataset $(DATASET) --users $(USERS) --duration $(DURATION)
+bench: install ## measure baseline, invalid and fused on this machine, and report (outputs/<run>/report.html)
+	$(BIN)/detbench run --compare-outputs --implementations $(IMPLEMENTATIONS) --model-set $(MODEL_SET) --dataset $(DATASET) \
+	  --users $(USERS) --duration $(DURATION)
+
+# A PYTHON from outside is taken as it is, with everything importable.
+gpu-bench: $(if $(filter file,$(origin PYTHON)),install) ## parity, ablation and load of every implementation in one session, see scripts/gpu-bench
+	scripts/gpu-bench
 
 test: lint ## lint, types and tests
 	$(BIN)/pytest

@@ -158,6 +158,22 @@ def test_locust_runs_by_itself_and_writes_its_csv(server: ServerProcess, data_di
     assert row["Failure Count"] == "0"
 
 
+def test_the_load_generator_works_where_trio_is_installed(data_dir: Path, tmp_path: Path):
+    (tmp_path / "trio.py").write_text("import select\nselect.epoll\n")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "detbench.load.driver", "--host", "http://127.0.0.1:9", "--implementation", "x"),
+            *("--model-set", "single", "--dataset", "sample", "--data-dir", str(data_dir), "--max-images", "1"),
+            *("--users", "1", "--duration", "1"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "no answer from http://127.0.0.1:9" in ended.stdout, ended.stderr
+
+
 def test_prometheus_can_read_a_locust_that_runs(server: ServerProcess, data_dir: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

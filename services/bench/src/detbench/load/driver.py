@@ -11,10 +11,14 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
+
+# httpcore imports trio where that is installed, and trio ends on the `select` that gevent has patched.
+sys.modules["trio"] = None  # type: ignore[assignment]
+
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
