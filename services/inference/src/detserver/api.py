@@ -129,6 +129,21 @@ def create_app(settings: Settings) -> FastAPI:
     async def infer(implementation: str, request: Request, model_set: ModelSetName = None) -> schemas.Inference:
         return await server.infer(implementation, model_set, request)
 
+    @app.post(
+        "/time/{implementation}",
+        summary="How long the device takes for a batch of the image; nothing else is served meanwhile",
+        responses=_problems(400, 404, 408, 409, 413, 415, 422, 500, 503),
+        openapi_extra=_IMAGE_BODY,
+    )
+    async def time(
+        implementation: str,
+        request: Request,
+        model_set: ModelSetName = None,
+        batch_size: Annotated[int, Query(ge=1, le=64, description="images in the batch")] = 1,
+        repeats: Annotated[int, Query(ge=1, le=1000, description="batches; less after a minute")] = 20,
+    ) -> schemas.BatchTimes:
+        return await server.time(implementation, model_set, request, batch_size, repeats)
+
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         return Response(generate_latest(server.telemetry.registry), media_type=CONTENT_TYPE_LATEST)

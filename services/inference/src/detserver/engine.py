@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +41,19 @@ class Answer:
     forward_s: float
     postprocess_s: float
     batch_size: int
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """What loading an implementation took, and what it launches; see `BaseModelImpl` for `remark`.
+
+    `compile_s` and `kernels_per_request` are None where nothing is compiled and where kernels are not counted.
+    """
+
+    load_s: float
+    compile_s: float | None
+    kernels_per_request: int | None
+    remark: str
 
 
 @dataclass
@@ -82,6 +95,7 @@ class Engine:
         self._changed = threading.Condition()
         self._stopping = False
         self._loaded: dict[Key, BaseModelImpl] = {}
+        self._figures: dict[Key, LoadFigures] = {}
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def start(self) -> None:
@@ -105,6 +119,11 @@ class Engine:
     def loaded(self) -> list[Key]:
         """(implementation, model set) of what can serve at once."""
         return list(self._loaded)
+
+    @property
+    def load_figures(self) -> dict[Key, LoadFigures]:
+        """Of what is loaded, by (implementation, model set)."""
+        return dict(self._figures)
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -139,10 +158,39 @@ class Engine:
         self._submit(request)
         return await asyncio.wrap_future(request.future)
 
-    async def load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> float:
-        """Load an implementation; returns the seconds that it took, 0 when it was loaded already."""
+    async def load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
+        """Load an implementation; `load_s` is 0 when it was loaded already."""
         self.check(implementation, model_set)
         return await self.call(lambda: self._load(implementation, model_set))
+
+    async def time(
+        self,
+        implementation: type[BaseModelImpl],
+        model_set: ModelSet,
+        image: PreparedImage,
+        batch_size: int,
+        repeats: int,
+        limit_s: float,
+    ) -> list[float]:
+        """Seconds of forward pass and post-processing of a batch of equal images, several times, one after the other.
+
+        Nothing else runs meanwhile. What is not loaded yet is loaded first, and one batch does not count.
+
+        Args:
+            image: stands for every image of the batch.
+            batch_size: images, of which the implementation makes batches that it can run.
+            repeats: how many times, at most.
+            limit_s: after so many seconds it ends, having measured at least once.
+        """
+        self.check(implementation, model_set)
+
+        def measure() -> list[float]:
+            self._load(implementation, model_set)
+            built, batch = self._loaded[implementation.name, model_set.name], [image] * batch_size
+            with _failures((implementation.name, model_set.name)):
+                return _times(built, batch, repeats, limit_s)
+
+        return await self.call(measure)
 
     async def unload(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> bool:
         """Unload an implementation and give its memory back; returns whether it was loaded."""
@@ -183,7 +231,7 @@ class Engine:
         if isinstance(first, _Call):
             return first
         batch = [first]
-        while len(batch) < first.implementation.max_batch_size and self._work:
+        while len(batch) < first.implementation.batch_limit(self.device) and self._work:
             following = self._work[0]
             if isinstance(following, _Call) or following.key != first.key:
                 break
@@ -220,15 +268,17 @@ class Engine:
             for request, output in zip(batch, outputs, strict=True)
         ]
 
-    def _load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> float:
+    def _load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
         key = implementation.name, model_set.name
         if key in self._loaded:
-            return 0.0
+            return replace(self._figures[key], load_s=0.0)
         start = time.perf_counter()
         log.info("loading %s for %s", *key)
         try:
             with _failures(key):
-                self._loaded[key] = self._build(implementation, model_set)
+                built = self._build(implementation, model_set)
+                elapsed = time.perf_counter() - start
+                figures = LoadFigures(elapsed, built.compile_s, built.kernels_per_request(), built.remark)
         except DetserverError as error:
             # The frames of a failed load hold what it had built.
             for each in (error, error.__cause__):
@@ -236,9 +286,9 @@ class Engine:
                     traceback.clear_frames(each.__traceback__)
             self._give_memory_back()
             raise
-        elapsed = time.perf_counter() - start
+        self._loaded[key], self._figures[key] = built, figures
         log.info("loaded %s for %s in %.1f s", *key, elapsed)
-        return elapsed
+        return figures
 
     def _build(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> BaseModelImpl:
         built = implementation(model_set, self._weights, self.device)
@@ -248,6 +298,7 @@ class Engine:
 
     def _unload(self, key: Key) -> bool:
         was_loaded = self._loaded.pop(key, None) is not None
+        self._figures.pop(key, None)
         self._give_memory_back()
         if was_loaded:
             log.info("unloaded %s for %s", *key)
@@ -256,7 +307,23 @@ class Engine:
     def _give_memory_back(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
+            # Part of what torch counts as allocated, and made anew when it is needed.
+            torch._C._cuda_clearCublasWorkspaces()
             torch.cuda.empty_cache()
+
+
+def _times(built: BaseModelImpl, batch: Sequence[PreparedImage], repeats: int, limit_s: float) -> list[float]:
+    built.predict_batch(batch)
+    built.synchronize()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while not times or (len(times) < repeats and time.perf_counter() - begin < limit_s):
+        start = time.perf_counter()
+        built.predict_batch(batch)
+        built.synchronize()
+        times.append(time.perf_counter() - start)
+    built.take_stages()
+    return times
 
 
 @contextmanager

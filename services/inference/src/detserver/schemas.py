@@ -41,6 +41,19 @@ class ModelSetInfo(BaseModel):
     models: list[ModelInfo]
 
 
+class Loaded(BaseModel):
+    """An implementation that can serve."""
+
+    implementation: str
+    model_set: str
+    load_s: float = Field(description="seconds that this load took; 0 when it was loaded already")
+    compile_s: float | None = Field(description="seconds of it that torch.compile took; null where it is not used")
+    kernels_per_request: int | None = Field(
+        description="that one request launches; without a GPU torch operators; null where they are not counted"
+    )
+    remark: str = Field(description="how it was loaded: what fused has chosen, for example")
+
+
 class ImplementationInfo(BaseModel):
     """One way of running the models."""
 
@@ -48,8 +61,12 @@ class ImplementationInfo(BaseModel):
     description: str
     exact: bool = Field(description="whether it claims to give baseline's answers up to float32 reassociation")
     precision: str
+    technique: str = Field(description="what it adds to the one before it, as a step of the ablation; else empty")
+    compiles: bool = Field(description="whether its first load on this machine takes minutes: torch.compile")
     model_sets: list[str] = Field(description="the sets that it can run here")
+    unsupported: dict[str, str] = Field(description="the sets that it can run nowhere, with the reason")
     loaded: list[str] = Field(description="the sets for which it can serve at once")
+    loads: list[Loaded] = Field(description="what these loads took")
     unavailable: str | None = Field(description="why it cannot run on this device; null where it can")
 
 
@@ -83,20 +100,21 @@ class Vram(BaseModel):
     device_total_mb: float | None
 
 
-class Loaded(BaseModel):
-    """An implementation that can serve."""
-
-    implementation: str
-    model_set: str
-    load_s: float = Field(description="seconds that this load took; 0 when it was loaded already")
-
-
 class Unloaded(BaseModel):
     """An implementation that is not loaded any more."""
 
     implementation: str
     model_set: str
     was_loaded: bool
+
+
+class BatchTimes(BaseModel):
+    """How long the device takes for a batch, without HTTP, decoding and queue."""
+
+    implementation: str
+    model_set: str
+    batch_size: int
+    latencies_ms: list[float] = Field(description="of each repeat: forward and postprocess of the whole batch")
 
 
 class Timings(BaseModel):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from starlette.requests import Request
 
-from detserver import images, schemas
+from detserver import compiling, images, schemas
 from detserver.engine import Answer, Engine
 from detserver.errors import BadConfiguration, CannotRun, DetserverError, NotReady
 from detserver.implementations import Registry
@@ -28,6 +28,9 @@ from detserver.zoo import ModelSet, Zoo
 log = logging.getLogger(__name__)
 
 Status = Literal["ok", "loading", "failed"]
+
+# Of one `POST /time`, during which nothing else is served.
+_TIME_LIMIT_S = 60.0
 
 
 class Server:
@@ -51,6 +54,7 @@ class Server:
         self.registry = Registry()
         self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size)
         self.vram = VramMonitor(self.device)
+        compiling.keep_in(settings.cache_dir)
         self.machine = describe(self.device)
         self.telemetry = Telemetry(self.registry.all, self.zoo.model_sets)
         self.telemetry.watch(
@@ -109,9 +113,9 @@ class Server:
     async def load(self, name: str, set_name: str | None) -> schemas.Loaded:
         """Answer `POST /implementations/{name}/load`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
-        load_s = await self.engine.load(implementation, model_set)
+        figures = await self.engine.load(implementation, model_set)
         self.telemetry.expect(name, model_set.name)
-        return schemas.Loaded(implementation=name, model_set=model_set.name, load_s=load_s)
+        return schemas.Loaded(implementation=name, model_set=model_set.name, **asdict(figures))
 
     async def unload(self, name: str, set_name: str | None) -> schemas.Unloaded:
         """Answer `POST /implementations/{name}/unload`."""
@@ -119,6 +123,19 @@ class Server:
         model_set = self.zoo.model_set(set_name or self.settings.default_model_set)
         was_loaded = await self.engine.unload(implementation, model_set)
         return schemas.Unloaded(implementation=name, model_set=model_set.name, was_loaded=was_loaded)
+
+    async def time(
+        self, name: str, set_name: str | None, request: Request, batch_size: int, repeats: int
+    ) -> schemas.BatchTimes:
+        """Answer `POST /time/{name}`."""
+        implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
+        data = await read_image(request, round(self.settings.max_upload_mb * 1e6), self.settings.body_timeout_s)
+        image, _ = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, data, model_set)
+        times = await self.engine.time(implementation, model_set, image, batch_size, repeats, _TIME_LIMIT_S)
+        latencies_ms = [1e3 * seconds for seconds in times]
+        return schemas.BatchTimes(
+            implementation=name, model_set=model_set.name, batch_size=batch_size, latencies_ms=latencies_ms
+        )
 
     async def model_set(self, name: str) -> schemas.ModelSetInfo:
         """Answer `GET /model-sets/{name}`; finds the weights if they were not needed yet."""
@@ -135,8 +152,12 @@ class Server:
                 description="(broken)",
                 exact=False,
                 precision="",
+                technique="",
+                compiles=False,
                 model_sets=[],
+                unsupported={},
                 loaded=[],
+                loads=[],
                 unavailable=reason,
             )
             for name, reason in self.registry.broken.items()
@@ -186,13 +207,26 @@ class Server:
         return prepared, {"decode": decoded - start, "preprocess": time.perf_counter() - decoded}
 
     def _implementation_info(self, implementation: type[BaseModelImpl]) -> schemas.ImplementationInfo:
+        figures = self.engine.load_figures
         return schemas.ImplementationInfo(
             name=implementation.name,
             description=implementation.description,
             exact=implementation.exact,
             precision=implementation.precision,
+            technique=implementation.technique,
+            compiles=implementation.compiles(self.device),
             model_sets=self._runnable_sets(implementation),
-            loaded=[set_name for name, set_name in self.engine.loaded if name == implementation.name],
+            unsupported={
+                model_set.name: reason
+                for model_set in self.zoo.model_sets.values()
+                if (reason := implementation.unsupported_reason(model_set))
+            },
+            loaded=[set_name for name, set_name in figures if name == implementation.name],
+            loads=[
+                schemas.Loaded(implementation=name, model_set=set_name, **asdict(each))
+                for (name, set_name), each in figures.items()
+                if name == implementation.name
+            ],
             unavailable=implementation.unavailable_reason(self.device),
         )
 

@@ -67,7 +67,7 @@ class WeightsStore:
         self, weights_dir: Path, cache_dir: Path, seed: int, allow_download: bool = True, mirror: str | None = None
     ) -> None:
         self._weights_dir = weights_dir
-        self._cache_dir = cache_dir
+        self.cache_dir = cache_dir
         self._seed = seed
         self._allow_download = allow_download
         self._mirror = mirror
@@ -148,7 +148,7 @@ class WeightsStore:
         for package in ("torch", "effdet", "timm"):
             recipe.update(version(package).encode())
         name = f"{spec.architecture}_{spec.num_classes}_seed{seed}_{recipe.hexdigest()[:12]}.safetensors"
-        path = self._cache_dir / "random-weights" / name
+        path = self.cache_dir / "random-weights" / name
         try:
             return load_file(path)
         except (OSError, SafetensorError):

@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from effdet.efficientdet import EfficientDet
+from PIL import Image
 
-from detserver.preprocess import PreparedImage
+from detserver.preprocess import PreparedImage, prepare
 from detserver.weights import WeightsStore
 from detserver.zoo import ModelSet
 
@@ -65,20 +66,26 @@ class BaseModelImpl(ABC):
         description: one line.
         exact: whether it claims `baseline`'s answers up to float32 reassociation; the comparison holds it to that.
         precision: of the arithmetic.
-        max_batch_size: how many waiting images `predict_batch` is given at most.
+        technique: what it adds to the one before it, where it is a step of the ablation.
+        max_batch_size: how many waiting images `predict_batch` is given at most; see `batch_limit`.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     exact: ClassVar[bool]
     precision: ClassVar[str] = "fp32"
+    technique: ClassVar[str] = ""
     max_batch_size: ClassVar[int] = 1
 
     def __init__(self, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:
         self.model_set = model_set
         self.device = device
-        self._weights = weights
+        self.weights = weights
         self._stages_s: dict[Stage, float] = {}
+        self.compile_s: float | None = None
+        """Seconds of `load` that torch.compile took; None where it is not used."""
+        self.remark = ""
+        """What a person should know of how it was loaded, one line; what `fused` has chosen, for example."""
 
     @classmethod
     def unavailable_reason(cls, device: torch.device) -> str | None:  # noqa: ARG003 (for subclasses to use)
@@ -89,6 +96,16 @@ class BaseModelImpl(ABC):
     def unsupported_reason(cls, model_set: ModelSet) -> str | None:  # noqa: ARG003 (for subclasses to use)
         """Why it cannot run `model_set`, or None where it can."""
         return None
+
+    @classmethod
+    def compiles(cls, device: torch.device) -> bool:  # noqa: ARG003 (for subclasses to use)
+        """Whether its first load on a machine takes minutes there, because it runs torch.compile."""
+        return False
+
+    @classmethod
+    def batch_limit(cls, device: torch.device) -> int:  # noqa: ARG003 (for subclasses to use)
+        """Images that `predict_batch` is given at most on `device`."""
+        return cls.max_batch_size
 
     @abstractmethod
     def load(self) -> None:
@@ -113,9 +130,20 @@ class BaseModelImpl(ABC):
         """
         return [self.predict(image) for image in images]
 
+    def kernels_per_request(self) -> int | None:
+        """Kernels that one request launches (`detserver.profiling`); None where that is not counted."""
+        return None
+
+    def example(self) -> PreparedImage:
+        """An image of noise, ready for every model of the set: to warm up with."""
+        generator = np.random.Generator(np.random.PCG64(0))
+        size = max(self.model_set.image_sizes)
+        pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        return prepare(Image.fromarray(pixels), self.model_set.image_sizes)
+
     def build_models(self) -> list[EfficientDet]:
         """New networks with their weights, in the order of the set, on the device, in evaluation mode."""
-        return [self._weights.model(spec).to(self.device) for spec in self.model_set.models]
+        return [self.weights.model(spec).to(self.device) for spec in self.model_set.models]
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:

@@ -8,6 +8,7 @@ from effdet import DetBenchPredict
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.postprocess import detection_output
 from detserver.preprocess import PreparedImage
+from detserver.profiling import count_kernels
 
 
 class Baseline(BaseModelImpl):
@@ -41,6 +42,11 @@ class Baseline(BaseModelImpl):
             self.count("postprocess", end - self._network_end)
             outputs.append(detection_output(spec.name, rows, (end - start) * 1e3))
         return outputs
+
+    def kernels_per_request(self) -> int:
+        """See `BaseModelImpl.kernels_per_request`."""
+        example = self.example()
+        return count_kernels(lambda: self.predict(example), self.device)
 
     def _note_network_end(self, *_: object) -> None:
         # A hook rather than two calls: what is measured stays `DetBenchPredict.forward`, whole.

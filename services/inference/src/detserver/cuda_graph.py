@@ -1,0 +1,129 @@
+"""CUDA graphs: what a batch launches is recorded once and replayed as one launch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from detserver.network import Forward, Inputs, NetworkImpl
+from detserver.postprocess import RawOutput, is_complete
+from detserver.preprocess import PreparedImage
+
+_WARM_UPS = 3  # as PyTorch's own recipe: libraries allocate and choose algorithms in the first calls
+
+
+class CapturedImpl(NetworkImpl):
+    """On a GPU: networks, top-k and NMS of a batch size are one CUDA graph. Elsewhere the same without a graph."""
+
+    def batch_sizes(self) -> Sequence[int]:
+        """See `NetworkImpl.batch_sizes`."""
+        return (1, 2, 4, 8, 16) if self.device.type == "cuda" else ()
+
+    def detect(self, images: Sequence[PreparedImage]) -> torch.Tensor:
+        """See `NetworkImpl.detect`; all time counts as `forward`, because one graph does it all."""
+        if self.device.type != "cuda":
+            return super().detect(images)
+        with self.stage("forward"):
+            return self._static(images).run(images)
+
+    def forget(self) -> None:
+        """Drop all graphs."""
+        self._graphs: dict[int, StaticBatch] = {}
+
+    def _static(self, images: Sequence[PreparedImage]) -> "StaticBatch":
+        if not hasattr(self, "_graphs"):
+            self.forget()
+        if len(images) not in self._graphs:
+            self._graphs[len(images)] = StaticBatch(self, images)
+        return self._graphs[len(images)]
+
+
+class StaticBatch:
+    """One batch size: buffers at fixed addresses, pinned ones on the host, and on a GPU the graph between them.
+
+    Args:
+        implementation: whose forward pass and post-processing are run.
+        images: a batch of the size; it only gives the shapes.
+    """
+
+    def __init__(self, implementation: NetworkImpl, images: Sequence[PreparedImage]) -> None:
+        self._implementation = implementation
+        self._sizes = sorted(implementation.model_set.image_sizes)
+        device = implementation.device
+        self._on_gpu = device.type == "cuda"
+        host = [
+            *(implementation.stacked(images, size) for size in self._sizes),
+            *implementation.geometry(images),
+        ]
+        self._host = [part.pin_memory() for part in host] if self._on_gpu else host
+        self._device = [part.to(device, copy=True) for part in self._host]
+        self._graph = self._captured() if self._on_gpu else None
+        if self._graph is None:
+            self._raw, self._rows = self._compute()
+        self._answer = torch.empty(self._rows.shape, dtype=self._rows.dtype, pin_memory=self._on_gpu)
+
+    def run(self, images: Sequence[PreparedImage]) -> torch.Tensor:
+        """Rows of detections (M, B, 100, 6) on the host; they are overwritten by the next call."""
+        for buffer, size in zip(self._host, self._sizes, strict=False):
+            for place, image in zip(buffer, images, strict=True):
+                place.copy_(image.inputs[size].pixels)
+        for buffer, part in zip(self._host[len(self._sizes) :], self._implementation.geometry(images), strict=True):
+            buffer.copy_(part)
+        for target, source in zip(self._device, self._host, strict=True):
+            target.copy_(source, non_blocking=True)
+        if self._graph is None:
+            self._raw, self._rows = self._compute()
+        else:
+            self._graph.replay()
+        self._answer.copy_(self._rows, non_blocking=True)
+        self._implementation.synchronize()
+        if is_complete(self._answer):
+            return self._answer[..., :6]
+        return self._implementation.postprocessor.all_candidates(self._raw, *self._device[-2:])
+
+    def _compute(self) -> tuple[list[RawOutput], torch.Tensor]:
+        inputs = dict(zip(self._sizes, self._device, strict=False))
+        raw = self._implementation.forward(inputs)
+        return raw, self._implementation.postprocessor.fixed_shape(raw, *self._device[-2:])
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        with _algorithms_measured():
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    self._compute()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._raw, self._rows = self._compute()
+        return graph
+
+
+def on_streams(networks: Sequence[tuple[int, Callable[[torch.Tensor], RawOutput]]]) -> Forward:
+    """The forward pass of networks, given with their input sizes, each on a CUDA stream of its own."""
+    streams = [torch.cuda.Stream() for _ in networks]  # type: ignore[no-untyped-call]
+
+    def forward(inputs: Inputs) -> list[RawOutput]:
+        main = torch.cuda.current_stream()
+        raw = []
+        for (size, network), stream in zip(networks, streams, strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                raw.append(network(inputs[size]))
+        for stream in streams:
+            main.wait_stream(stream)
+        return raw
+
+    return forward
+
+
+@contextmanager
+def _algorithms_measured() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each shape, as it is worth for what is replayed many times."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

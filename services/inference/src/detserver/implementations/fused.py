@@ -1,0 +1,64 @@
+"""`fused` and `fused-bf16`: the fastest combination for the set and the device."""
+
+from collections.abc import Sequence
+
+import torch
+from effdet.efficientdet import EfficientDet
+
+from detserver import compiling, openvino_network, stacking
+from detserver.choice import LAYOUTS, ChosenImpl, Finish, Variant, grouped_variants, in_sequence
+from detserver.cuda_graph import CapturedImpl, on_streams
+from detserver.folding import fold_batch_norm
+from detserver.network import Forward
+from detserver.openvino_network import openvino_forward
+
+
+class Fused(CapturedImpl, ChosenImpl):
+    """On a GPU a CUDA graph of stacked or separate networks, compiled where that helps; on a CPU OpenVINO or torch."""
+
+    name = "fused"
+    description = "the fastest exact combination for this set and device, chosen by timing on the first load"
+    exact = True
+
+    @classmethod
+    def compiles(cls, device: torch.device) -> bool:
+        """See `BaseModelImpl.compiles`; on a CPU it takes minutes and OpenVINO is faster."""
+        return device.type == "cuda" and compiling.unavailable_reason(device) is None
+
+    @classmethod
+    def batch_limit(cls, device: torch.device) -> int:
+        """See `BaseModelImpl.batch_limit`; on a CPU a batch takes as long as its images one after the other."""
+        return cls.max_batch_size if device.type == "cuda" else 1
+
+    def batch_sizes(self) -> Sequence[int]:
+        """See `NetworkImpl.batch_sizes`."""
+        return super().batch_sizes() or (1,)
+
+    def variants(self) -> Sequence[Variant]:
+        """See `ChosenImpl.variants`."""
+        if self.device.type == "cuda":
+            separate = [Variant(f"on streams, {name}", _on_streams, layout) for name, layout in LAYOUTS.items()]
+            stackable = stacking.unsupported_reason(self.model_set) is None
+            return [*separate, *(grouped_variants(self.model_set) if stackable else ())]
+        torch_alone = Variant("folded, channels_last", in_sequence, torch.channels_last)
+        if openvino_network.unavailable_reason(self.device) is not None:
+            return [torch_alone]
+        return [torch_alone, Variant("openvino", self._openvino, can_compile=False)]
+
+    def _openvino(self, models: list[EfficientDet], _: Finish) -> Forward:
+        return openvino_forward(self.model_set, models, self.weights, self.dtype)
+
+
+class FusedBf16(Fused):
+    """As `fused`, in bfloat16. Boxes and scores are computed from its raw outputs in float32."""
+
+    name = "fused-bf16"
+    description = "as fused, in bfloat16: not exact, see its output error"
+    precision = "bf16"
+    technique = "bf16"
+    exact = False
+    dtype = torch.bfloat16
+
+
+def _on_streams(models: list[EfficientDet], finish: Finish) -> Forward:
+    return on_streams([(model.config.image_size[0], finish(fold_batch_norm(model))) for model in models])

@@ -1,0 +1,30 @@
+"""`openvino`: each network through OpenVINO, fp32, on the CPU."""
+
+import torch
+from effdet.efficientdet import EfficientDet
+
+from detserver import openvino_network
+from detserver.network import Forward, NetworkImpl
+from detserver.openvino_network import openvino_forward
+
+
+class OpenVino(NetworkImpl):
+    """Networks compiled by OpenVINO, one after the other, each with all threads; converted ones are kept."""
+
+    name = "openvino"
+    description = "each model through OpenVINO, fp32, one after the other; post-processing of all at once"
+    exact = True
+    max_batch_size = 1  # a batch takes as long as its images one after the other
+
+    @classmethod
+    def unavailable_reason(cls, device: torch.device) -> str | None:
+        """See `BaseModelImpl.unavailable_reason`."""
+        return openvino_network.unavailable_reason(device)
+
+    def batch_sizes(self) -> tuple[int, ...]:
+        """See `NetworkImpl.batch_sizes`."""
+        return (1,)
+
+    def build(self, models: list[EfficientDet]) -> Forward:
+        """See `NetworkImpl.build`."""
+        return openvino_forward(self.model_set, models, self.weights, torch.float32)

@@ -1,0 +1,47 @@
+"""Which models of a set are of one architecture and can run as one."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from effdet.efficientdet import EfficientDet
+
+from detserver.network import Forward, Inputs
+from detserver.postprocess import RawOutput
+from detserver.zoo import ModelSet
+
+Stack = Callable[[torch.Tensor], Sequence[RawOutput]]
+"""Raw outputs of every member, from pixels (B, 3, size, size)."""
+
+
+def unsupported_reason(model_set: ModelSet) -> str | None:
+    """Why there is nothing to stack in `model_set`, or None where there is."""
+    if all(len(indices) == 1 for indices in members(model_set)):
+        names = ", ".join(spec.architecture for spec in model_set.models)
+        return f"no two of its models are of one architecture ({names}), so there is nothing to stack"
+    return None
+
+
+def members(model_set: ModelSet) -> list[list[int]]:
+    """Positions in the set of the models of each architecture."""
+    found: dict[str, list[int]] = {}
+    for index, spec in enumerate(model_set.models):
+        found.setdefault(spec.architecture, []).append(index)
+    return list(found.values())
+
+
+def stacked_forward(
+    model_set: ModelSet, models: Sequence[EfficientDet], stack: Callable[[Sequence[EfficientDet]], Stack]
+) -> Forward:
+    """The forward pass of a set whose models of each architecture, one or more, are given to `stack` together."""
+    parts: list[tuple[list[int], int, Stack]] = []
+    for indices in members(model_set):
+        run = stack([models[index] for index in indices])
+        parts.append((indices, model_set.models[indices[0]].image_size, run))
+
+    def forward(inputs: Inputs) -> list[RawOutput]:
+        raw: dict[int, RawOutput] = {}
+        for indices, size, run in parts:
+            raw.update(zip(indices, run(inputs[size]), strict=True))
+        return [raw[index] for index in range(len(models))]
+
+    return forward
