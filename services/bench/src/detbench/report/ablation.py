@@ -26,7 +26,7 @@ GAIN_COLUMNS = (
     Column("implementation", "its name in the API", numeric=False),
     Column("median (ms)", "latency of forward and post-processing of a batch, without HTTP, decode and queue"),
     Column("quartiles (ms)", "half of the batches lie between these"),
-    Column("images per s", "batch over median"),
+    Column("images/s", "batch over median"),
     Column("vs baseline", "baseline's median over this one"),
     Column("vs previous", "median of the step measured before, over this one"),
     Column("share", "of the logarithm of the speed-up of the fastest exact step; negative where it is slower"),

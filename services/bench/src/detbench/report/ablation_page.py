@@ -66,9 +66,9 @@ def _latency(steps: Sequence[Step], batch_size: int) -> str:
             axes.barh(place, timing.median_ms, color=PALETTE[0], hatch=hatch, edgecolor="white", height=0.6)
             quartiles = [timing.lower_quartile_ms, timing.upper_quartile_ms]
             axes.plot(quartiles, [place, place], color=PALETTE[1], linewidth=3)
-            gain = f"   {timing.gain.speedup:.2f}×" if timing.gain and timing.gain.speedup is not None else ""
+            gain = f", {timing.gain.speedup:.2f}×" if timing.gain and timing.gain.speedup is not None else ""
             end = max(timing.median_ms, timing.upper_quartile_ms)
-            text = f"{duration(timing.median_ms)}{gain}"
+            text = f"{duration(timing.median_ms)} ms{gain}"
             axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(rows)), [step.label for step, _ in rows])
         axes.invert_yaxis()
