@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from running_server import RunningServer, start, stop
 
+from detserver.settings import Settings
+from detserver.weights import WeightsStore
+
 REPOSITORY = Path(__file__).parents[3]
 TESTDATA = REPOSITORY.parent / "shared" / "testdata"
 
@@ -40,6 +43,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
     running = start(tmp_path_factory.mktemp("server"), True, {"DETSERVER_DATA_DIR": str(data_dir)})
     yield running
     stop(running)
+
+
+@pytest.fixture(scope="session")
+def store(data_dir: Path) -> WeightsStore:
+    """The random weights that the servers of the session have."""
+    return WeightsStore(data_dir / "weights", data_dir / "cache", Settings().seed, allow_download=False)
 
 
 @pytest.fixture(scope="session")

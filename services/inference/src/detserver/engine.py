@@ -360,6 +360,10 @@ def _check_outputs(model_set: ModelSet, images: int, outputs: list[list[Detectio
 
 
 def _use_ieee_float32() -> None:
-    """No TF32: cuDNN would use it for convolutions by default, and what is called exact would not be."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    """No TF32: cuDNN would use it for convolutions by default, and what is called exact would not be.
+
+    By the older of torch's two interfaces: torch.export and torch.compile read the flags through it, and refuse to when
+    they were set through `fp32_precision`.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

@@ -1,8 +1,10 @@
 """Networks through OpenVINO on the CPU. OpenVINO is an extra: `pip install 'detserver[openvino]'`."""
 
+import importlib
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -58,8 +60,7 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, model: EfficientDet, name: str, folder: Path, dtype: torch.dtype) -> None:
-        import openvino
-
+        openvino = _openvino()
         path = folder / "network.xml"
         if not path.is_file():
             _convert(model, name, folder)
@@ -85,6 +86,12 @@ class OpenVinoNetwork:
         return tensors[: self._levels], tensors[self._levels :]
 
 
+def _openvino() -> Any:
+    """The package, without what it would send to its makers at each conversion: without this module it has a stub."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
+
+
 class _Flat(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -96,8 +103,7 @@ class _Flat(nn.Module):
 
 
 def _convert(model: EfficientDet, name: str, folder: Path) -> None:
-    import openvino
-
+    openvino = _openvino()
     log.info("%s: converting for OpenVINO, once per machine", name)
     start = time.perf_counter()
     size = model.config.image_size[0]

@@ -1,0 +1,95 @@
+"""The fastest of several variants is chosen by timing, once."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from detserver.choice import ChosenImpl, Variant
+from detserver.weights import WeightsStore
+from detserver.zoo import BUILT_IN, ModelSet
+
+SET = ModelSet("one", BUILT_IN[1].models[1:2])
+
+
+def variant(name: str, seconds: float, timed: list[str]) -> Variant:
+    """A network that takes `seconds` and finds nothing."""
+    levels = [(torch.full((1, 9 * 7, size, size), -9.0), torch.zeros(1, 36, size, size)) for size in (64, 32, 16, 8, 4)]
+    raw = tuple(zip(*levels, strict=True))
+
+    def run(pixels: torch.Tensor):
+        time.sleep(seconds)
+        timed.append(name)
+        return raw
+
+    return Variant(name, lambda _, finish: lambda inputs: [run(inputs[512])])
+
+
+class Choosing(ChosenImpl):
+    name = "choosing"
+    description = "for the tests"
+    exact = True
+    timed: list[str] = []  # noqa: RUF012
+
+    def variants(self) -> list[Variant]:
+        return [variant("slow", 0.05, self.timed), variant("fast", 0.0, self.timed)]
+
+
+@pytest.fixture
+def weights(store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightsStore:
+    """The session's weights, with a cache of the test's own for the choice."""
+    store.get(SET.models[0])
+    monkeypatch.setattr(store, "cache_dir", tmp_path)
+    Choosing.timed.clear()
+    return store
+
+
+def loaded(weights: WeightsStore) -> Choosing:
+    implementation = Choosing(SET, weights, torch.device("cpu"))
+    implementation.load()
+    return implementation
+
+
+def test_the_fastest_runs_and_is_remembered(weights: WeightsStore, tmp_path: Path):
+    first = loaded(weights)
+    assert first.remark.startswith("fast (")
+    assert {"slow", "fast"} == set(Choosing.timed)
+    Choosing.timed.clear()
+    assert loaded(weights).remark == first.remark
+    assert set(Choosing.timed) == {"fast"}
+    (file,) = (tmp_path / "choices").iterdir()
+    assert json.loads(file.read_text()).keys() == {"slow", "fast"}
+
+
+@pytest.mark.parametrize("damage", ["", "[1", "{}", '{"unheard of": 1}'])
+def test_a_damaged_memory_is_measured_anew(weights: WeightsStore, tmp_path: Path, damage: str):
+    loaded(weights)
+    (file,) = (tmp_path / "choices").iterdir()
+    file.write_text(damage)
+    Choosing.timed.clear()
+    assert loaded(weights).remark.startswith("fast")
+    assert "slow" in Choosing.timed
+
+
+def test_in_bfloat16_the_networks_get_bfloat16(weights: WeightsStore, photos: list[Path]):
+    seen = []
+
+    class Low(Choosing):
+        dtype = torch.bfloat16
+
+        def variants(self) -> list[Variant]:
+            made = variant("only", 0.0, self.timed)
+
+            def build(models, finish):
+                assert {p.dtype for p in finish(models[0]).parameters()} == {torch.bfloat16}
+                forward = made.build(models, finish)
+                return lambda inputs: (seen.append(inputs[512].dtype), forward(inputs))[1]
+
+            return [Variant("only", build)]
+
+    implementation = Low(SET, weights, torch.device("cpu"))
+    implementation.load()
+    assert set(seen) == {torch.bfloat16}
+    assert len(implementation.predict(implementation.example())) == 1

@@ -1,0 +1,30 @@
+"""Batch norms folded into convolutions."""
+
+import pytest
+import torch
+from torch import nn
+
+from detserver.errors import CannotRun
+from detserver.folding import fold_batch_norm
+from detserver.weights import WeightsStore
+from detserver.zoo import BUILT_IN
+
+D0 = BUILT_IN[0].models[0]
+
+
+@torch.inference_mode()
+def test_no_batch_norm_is_left_and_the_outputs_are_the_same(store: WeightsStore):
+    pixels = torch.randn(2, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    expected = store.model(D0)(pixels)
+    folded = fold_batch_norm(store.model(D0))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    for ours, theirs in zip(folded(pixels), expected, strict=True):
+        for level, reference in zip(ours, theirs, strict=True):
+            assert (level - reference).abs().max() < 1e-4 * reference.abs().max()
+
+
+def test_a_batch_norm_that_no_rule_knows_is_named(store: WeightsStore):
+    model = store.model(D0)
+    model.fpn.cell.add_module("extra", nn.Sequential(nn.BatchNorm2d(64)).eval())
+    with pytest.raises(CannotRun, match=r"fpn\.cell\.extra\.0 \(BatchNorm2d\)"):
+        fold_batch_norm(model)

@@ -1,0 +1,81 @@
+"""Every implementation that claims to be exact, by the public comparison, against a real server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from detbench.cli import main
+from detbench.datasets import fetch
+from detbench.server_process import ServerProcess
+
+IMPLEMENTATIONS = {
+    "mixed": ["postprocess", "channels-last", "folded", "openvino", "fused"],
+    "uniform": ["postprocess", "channels-last", "folded", "vmap", "grouped", "openvino", "fused"],
+}
+ONE_IMAGE_AT_A_TIME = {"openvino", "fused"}  # on a CPU
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    fetch("sample", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    settings = {
+        "DETSERVER_DATA_DIR": str(data_dir),
+        "DETSERVER_WEIGHTS_DOWNLOAD": "false",
+        "DETSERVER_DEVICE": "cpu",
+        "DETSERVER_PRELOAD": "",
+    }
+    with ServerProcess(tmp_path_factory.mktemp("server") / "server.log", settings) as process:
+        process.wait_ready()
+        yield process
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("model_set", IMPLEMENTATIONS)
+def test_what_claims_to_be_exact_is(model_set: str, server: ServerProcess, data_dir: Path, tmp_path: Path, capsys):
+    names = IMPLEMENTATIONS[model_set]
+    common = ["--host", server.host, "--model-set", model_set, "--data-dir", data_dir, "--max-images", 4]
+    common += ["--outputs-dir", tmp_path]
+    assert _detbench("reference", *common) == 0
+    for concurrency in (1, 4):
+        figures = tmp_path / f"{concurrency}.json"
+        status = _detbench(
+            "compare", "--implementations", *names, *common, "--concurrency", concurrency, "--json", figures
+        )
+        assert status == 0, capsys.readouterr().out
+        found = {each["implementation"]: each for each in json.loads(figures.read_text())}
+        assert list(found) == names
+        for name, each in found.items():
+            assert each["gate"]["passed"], name
+            assert each["overall"]["reference_detections"] >= 3 * 4 * 3, name
+            if name not in ONE_IMAGE_AT_A_TIME:
+                assert each["largest_batch"] > 1 or concurrency == 1, name
+
+
+def test_what_cannot_run_is_listed_with_the_reason_and_refused_with_409(server: ServerProcess):
+    listed = {each["name"]: each for each in httpx.get(f"{server.host}/implementations").json()}
+    for name in ("vmap", "grouped"):
+        assert listed[name]["model_sets"] == ["uniform"]
+        assert "nothing to stack" in listed[name]["unsupported"]["mixed"]
+        _assert_refused(f"{server.host}/implementations/{name}/load?model_set=mixed", "tf_efficientdet_d2")
+        _assert_refused(f"{server.host}/infer/{name}?model_set=mixed", "it can run uniform")
+    assert "NVIDIA" in listed["graphs"]["unavailable"]
+    _assert_refused(f"{server.host}/implementations/graphs/load", "CUDA graphs need an NVIDIA GPU")
+
+
+def _assert_refused(url: str, reason: str) -> None:
+    answer = httpx.post(url)
+    assert answer.status_code == 409
+    assert reason in answer.json()["detail"]
+
+
+def _detbench(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
