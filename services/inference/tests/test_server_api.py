@@ -7,6 +7,8 @@ import httpx
 import pytest
 from running_server import RunningServer
 
+PNG = {"Content-Type": "image/png"}
+
 
 def get(server: RunningServer, path: str) -> dict:
     return httpx.get(server.url + path, timeout=30).raise_for_status().json()
@@ -47,6 +49,53 @@ def test_load_and_unload(start_server, photos: list[Path]):
     assert httpx.post(unload).json()["was_loaded"] is False
     # A request loads what it needs.
     assert server.infer("invalid?model_set=uniform", files={"file": photos[0].read_bytes()}).status_code == 200
+
+
+def test_implementations_say_what_loading_took(server: RunningServer):
+    baseline, invalid = get(server, "/implementations")[:2]
+    (figures,) = baseline["loads"]
+    assert figures["model_set"] == "mixed"
+    assert figures["load_s"] > 0
+    assert figures["compile_s"] is None
+    assert figures["kernels_per_request"] > 1000
+    assert invalid["loads"][0]["kernels_per_request"] is None
+    compiled = next(each for each in get(server, "/implementations") if each["name"] == "compiled")
+    assert compiled["compiles"] is True
+
+
+def test_loading_in_the_middle_of_requests_fails_none_of_them(start_server, photos: list[Path]):
+    server = start_server(preload="")
+    data = photos[0].read_bytes()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        for _ in range(10):
+            statuses.append(server.infer("invalid?model_set=uniform", content=data, headers=PNG).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        for what in ("load", "load", "unload"):
+            answer = httpx.post(f"{server.url}/implementations/invalid/{what}?model_set=uniform", timeout=60)
+            assert answer.status_code == 200
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 30
+
+
+def test_a_batch_is_timed_on_the_device(server: RunningServer, photos: list[Path]):
+    def ask(query: str) -> httpx.Response:
+        return httpx.post(f"{server.url}/time/{query}", content=photos[0].read_bytes(), headers=PNG, timeout=120)
+
+    timed = ask("invalid?batch_size=4&repeats=7").json()
+    assert (timed["batch_size"], len(timed["latencies_ms"])) == (4, 7)
+    one, two = (ask(f"baseline?batch_size={size}&repeats=2").json()["latencies_ms"] for size in (1, 2))
+    assert min(two) > 1.3 * min(one)
+    assert ask("invalid?batch_size=65").status_code == 422
+    assert ask("invalid?repeats=0").status_code == 422
+    assert ask("graphs").status_code == 409
+    assert httpx.post(f"{server.url}/time/invalid", content=b"no image", headers=PNG).status_code == 400
 
 
 def test_loading_something_unknown_is_404(server: RunningServer):

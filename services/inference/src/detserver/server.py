@@ -213,7 +213,7 @@ class Server:
             description=implementation.description,
             exact=implementation.exact,
             precision=implementation.precision,
-            technique=implementation.technique,
+            technique=implementation.technique_on(self.device),
             compiles=implementation.compiles(self.device),
             model_sets=self._runnable_sets(implementation),
             unsupported={

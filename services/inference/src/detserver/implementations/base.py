@@ -98,6 +98,11 @@ class BaseModelImpl(ABC):
         return None
 
     @classmethod
+    def technique_on(cls, device: torch.device) -> str:  # noqa: ARG003 (for subclasses to use)
+        """`technique`, where it depends on the device."""
+        return cls.technique
+
+    @classmethod
     def compiles(cls, device: torch.device) -> bool:  # noqa: ARG003 (for subclasses to use)
         """Whether its first load on a machine takes minutes there, because it runs torch.compile."""
         return False

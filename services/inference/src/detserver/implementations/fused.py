@@ -21,6 +21,11 @@ class Fused(CapturedImpl, ChosenImpl):
     exact = True
 
     @classmethod
+    def technique_on(cls, device: torch.device) -> str:
+        """See `BaseModelImpl.technique_on`."""
+        return "CUDA graphs" if device.type == "cuda" else "OpenVINO"
+
+    @classmethod
     def compiles(cls, device: torch.device) -> bool:
         """See `BaseModelImpl.compiles`; on a CPU it takes minutes and OpenVINO is faster."""
         return device.type == "cuda" and compiling.unavailable_reason(device) is None
@@ -55,9 +60,13 @@ class FusedBf16(Fused):
     name = "fused-bf16"
     description = "as fused, in bfloat16: not exact, see its output error"
     precision = "bf16"
-    technique = "bf16"
     exact = False
     dtype = torch.bfloat16
+
+    @classmethod
+    def technique_on(cls, device: torch.device) -> str:  # noqa: ARG003 (on all)
+        """See `BaseModelImpl.technique_on`."""
+        return "bf16"
 
 
 def _on_streams(models: list[EfficientDet], finish: Finish) -> Forward:
