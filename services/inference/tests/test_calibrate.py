@@ -103,15 +103,19 @@ def weights_hash(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def test_float32_logits_are_those_of_float64_but_for_rounding() -> None:
+def test_float32_scores_are_those_of_float64_but_for_rounding() -> None:
     bench = detector(D0, 90)
-    image = model_input(PHOTOS[0], bench)
     exact = create_model(D0, bench_task="", num_classes=90, pretrained=False, pretrained_backbone=False)
     exact.load_state_dict(bench.model.state_dict())
-    expected = logits(exact.double().eval(), image.double())
-    error = (logits(bench.model, image) - expected).norm() / expected.norm()
-    # About 100 convolutions in a row, each of which rounds (2^-24) what it adds up, and whose errors are independent.
-    assert error < 2**-24 * 100
+    exact.double().eval()
+    for photo in PHOTOS[:2]:
+        image = model_input(photo, bench)
+        expected, rounded = logits(exact, image.double()), logits(bench.model, image)
+        # About 100 convolutions in a row, each of which rounds (2^-24) what it adds up; those errors are independent.
+        assert (rounded - expected).norm() / expected.norm() < 2**-24 * 100, photo.name
+        errors = (rounded.sigmoid() - expected.sigmoid())[expected.sigmoid() >= 0.1]
+        # What an implementation's scores may differ by from the baseline's; the weights must not use it up.
+        assert errors.square().mean() < 2.5e-10, photo.name
 
 
 def test_no_channel_of_the_network_is_dead() -> None:
