@@ -265,16 +265,17 @@ def test_what_compiles_is_left_out_unless_it_is_named(detbench, outputs_dir: Pat
     entries = (
         entry("baseline"),
         entry("compiled", compiles=True),
+        entry("other"),
         entry("elsewhere", unavailable="no GPU", compiles=True),
         entry("unfit", unsupported={"single": "one model only"}),
     )
     with StubServer(*entries) as stub:
         assert detbench("reference", "--host", stub.host) == 0
-        assert compared_names() == ["baseline"]
+        assert compared_names() == ["baseline", "other"]
         line = "left out, because torch.compile takes minutes: compiled (name them in --implementations, or say all)"
         assert line in capsys.readouterr().out
         assert compared_names("--implementations", "compiled", "baseline") == ["compiled", "baseline"]
-        assert compared_names("--implementations", "all") == ["baseline", "compiled"]
+        assert compared_names("--implementations", "all") == ["baseline", "other", "compiled"]
         assert "left out" not in capsys.readouterr().out
         assert detbench("compare", "--host", stub.host, "--implementations", "unfit") == 2
     assert "unfit cannot be used here: one model only" in capsys.readouterr().err

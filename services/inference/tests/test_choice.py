@@ -2,11 +2,13 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from detserver import choice
 from detserver.choice import ChosenImpl, Variant
 from detserver.weights import WeightsStore
 from detserver.zoo import BUILT_IN, ModelSet
@@ -61,6 +63,63 @@ def test_the_fastest_runs_and_is_remembered(weights: WeightsStore, tmp_path: Pat
     assert set(Choosing.timed) == {"fast"}
     (file,) = (tmp_path / "choices").iterdir()
     assert json.loads(file.read_text()).keys() == {"slow", "fast"}
+
+
+class Doubling(torch.nn.Module):
+    """What a compiler can be tried on quickly."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels * 2
+
+
+class Compiling(Choosing):
+    @classmethod
+    def compiles(cls, device: torch.device) -> bool:
+        return True
+
+    def variants(self) -> list[Variant]:
+        found_nothing = variant("eager", 0.0, self.timed).build
+
+        def build(models, finish):
+            network, forward = finish(Doubling()), found_nothing(models, finish)
+            return lambda inputs: (network(inputs[512]), forward(inputs))[1]
+
+        return [Variant("eager", build)]
+
+
+def test_a_load_compiles_for_a_bounded_time_and_the_next_one_goes_on(
+    weights: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiled = []
+    own = partial(torch.compile, backend=lambda graph, _: (compiled.append(graph), graph.forward)[1])
+    monkeypatch.setattr(torch, "compile", own)
+    monkeypatch.setattr(choice, "_COMPILE_FOR_S", 0.0)
+    implementation = Compiling(SET, weights, torch.device("cpu"))
+    implementation.load()
+    assert "eager, compiled" in implementation.remark
+    assert not compiled
+    assert not (tmp_path / "choices").exists()
+
+    monkeypatch.setattr(choice, "_COMPILE_FOR_S", 300.0)
+    implementation = Compiling(SET, weights, torch.device("cpu"))
+    implementation.load()
+    assert compiled
+    assert implementation.compile_s is not None
+    assert (tmp_path / "choices").exists()
+
+
+def test_a_variant_that_does_not_compile_is_left_out(
+    weights: WeightsStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def backend(*_):
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    implementation = Compiling(SET, weights, torch.device("cpu"))
+    implementation.load()
+    assert implementation.remark.startswith("eager (")
+    assert "eager, compiled is left out" in caplog.text
+    assert "no such instruction" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["", "[1", "{}", '{"unheard of": 1}'])

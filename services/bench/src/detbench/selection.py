@@ -13,7 +13,8 @@ def select_implementations(
 ) -> list[ImplementationStatus]:
     """Those called `names`, in that order; without names, or for `["all"]`, all that can run `model_set`.
 
-    Without names those that compile are left out: `left_out` tells.
+    Without names those that compile are left out: `left_out` tells. For `["all"]` they come last, so that a session
+    that is cut off has measured the others.
 
     Raises:
         ServerError: a name that the server does not know, or that cannot run there or not with `model_set`.
@@ -22,7 +23,7 @@ def select_implementations(
     if names is None:
         return [each for each in can_run.values() if not each.compiles]
     if list(names) == [ALL]:
-        return list(can_run.values())
+        return sorted(can_run.values(), key=lambda each: each.compiles)
     known = {each.name: each for each in offered}
     for name in names:
         if name not in known:

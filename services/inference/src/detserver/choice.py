@@ -5,7 +5,8 @@ import json
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,8 @@ from detserver.stacking import stacked_forward
 from detserver.zoo import ModelSet
 
 log = logging.getLogger(__name__)
+
+_COMPILE_FOR_S = 300.0  # at most, in one load; with what one network takes in addition
 
 Finish = Callable[[nn.Module], Callable[[torch.Tensor], Any]]
 """Gives a network the precision and memory format that it is to have, and compiles it where it is to be compiled."""
@@ -52,7 +55,8 @@ class Variant:
 class ChosenImpl(NetworkImpl):
     """Times its variants with one image on the first load, keeps the fastest, and remembers it for later loads.
 
-    Where it `compiles`, the fastest one is then timed through torch.compile, too. A subclass defines `variants`.
+    Where it `compiles`, the fastest one is then timed through torch.compile, too, for which a load has five minutes:
+    what is not compiled by then runs eager, and the next load goes on from the cache. A subclass defines `variants`.
     Its `dtype` is that of the arithmetic.
     """
 
@@ -68,11 +72,13 @@ class ChosenImpl(NetworkImpl):
         if self.compiles(self.device):
             compiled = (replace(v, name=f"{v.name}, compiled", compiled=True) for v in self.variants() if v.can_compile)
             variants |= {variant.name: variant for variant in compiled}
+        self._compile_until = time.monotonic() + _COMPILE_FOR_S
         file = self._choice_file(variants)
         times_ms = _read(file, variants)
         if times_ms is None:
             times_ms = self._measured(variants)
-            _write(file, times_ms)
+            if time.monotonic() < self._compile_until:
+                _write(file, times_ms)
         fastest = min(times_ms, key=times_ms.__getitem__)
         listed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(times_ms.items(), key=lambda item: item[1]))
         self.remark = f"{fastest} (one image on this machine: {listed})"
@@ -81,10 +87,10 @@ class ChosenImpl(NetworkImpl):
 
     def warm_up(self) -> None:
         """See `NetworkImpl.warm_up`."""
-        start = time.perf_counter()
-        super().warm_up()
-        if self._variant.compiled:
-            self.compile_s = time.perf_counter() - start
+        with self._first_runs(self._variant):
+            super().warm_up()
+        if self._variant.compiled and time.monotonic() > self._compile_until:
+            log.warning("%s: what %.0f s of torch.compile left is eager until the next load", self.name, _COMPILE_FOR_S)
 
     def _measured(self, variants: Mapping[str, Variant]) -> dict[str, float]:
         times_ms: dict[str, float] = {}
@@ -93,19 +99,32 @@ class ChosenImpl(NetworkImpl):
                 times_ms[variant.name] = self._time_ms(variant)
         compiled = f"{min(times_ms, key=times_ms.__getitem__)}, compiled"
         if compiled in variants:
-            times_ms[compiled] = self._time_ms(variants[compiled])
+            try:
+                times_ms[compiled] = self._time_ms(variants[compiled])
+            except Exception as error:  # a compiler fails in many ways, and there is another variant to run
+                log.warning("%s: %s is left out, because it failed: %s", self.name, compiled, error)
+                self.forget()
         return times_ms
 
     def _time_ms(self, variant: Variant) -> float:
-        what = f"{self.name} for {self.model_set.name}: timing {variant.name}"
-        log.info("%s", what)
-        with compiling.said_so(what):
+        log.info("%s for %s: timing %s", self.name, self.model_set.name, variant.name)
+        example = [self.example()]
+        with self._first_runs(variant):
             self.forward = self._use(variant, self.build_models())
-            example = [self.example()]
-            milliseconds = 1e3 * median_seconds(lambda: self.detect(example))
+            self.detect(example)
+        milliseconds = 1e3 * median_seconds(lambda: self.detect(example))
         del self.forward
         self.forget()
         return milliseconds
+
+    @contextmanager
+    def _first_runs(self, variant: Variant) -> Iterator[None]:
+        """Around what compiles: say that it goes on, and how long it took in all."""
+        start = time.perf_counter()
+        with compiling.said_so(f"{self.name} for {self.model_set.name}: preparing {variant.name}"):
+            yield
+        if variant.compiled:
+            self.compile_s = (self.compile_s or 0.0) + time.perf_counter() - start
 
     def _use(self, variant: Variant, models: list[EfficientDet]) -> Forward:
         self._variant = variant
@@ -117,7 +136,7 @@ class ChosenImpl(NetworkImpl):
 
     def _finish(self, network: nn.Module) -> Callable[[torch.Tensor], Any]:
         network.to(self.dtype).to(memory_format=self.memory_format)
-        return compiling.compiled(network) if self._variant.compiled else network
+        return compiling.compiled(network, self._compile_until) if self._variant.compiled else network
 
     def _choice_file(self, variants: Mapping[str, Variant]) -> Path:
         """Named by all that the choice depends on, so that another machine or version chooses anew."""

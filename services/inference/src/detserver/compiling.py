@@ -1,6 +1,7 @@
 """torch.compile: whether it can run here, what it makes kept in the cache folder, and a word while it works."""
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -39,10 +40,22 @@ def keep_in(cache_dir: Path) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir.absolute() / "triton"))
 
 
-def compiled(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` through torch.compile; a second batch size makes it compile once more, for all that follow."""
+def compiled(function: Callable[P, T], until: float = math.inf) -> Callable[P, T]:
+    """`function` through torch.compile, for each shape by itself.
+
+    Shapes are never symbols: networks of one class and several input sizes share their code, so that torch would take
+    their height and width for symbols from the second network on, and then compiles for more than ten minutes.
+
+    Nothing more is compiled from the time `until` on, by `time.monotonic`: what would have to be runs eager.
+    """
     torch._dynamo.config.recompile_limit = _MAX_GRAPHS
-    return torch.compile(function)
+    optimized = torch.compile(function, dynamic=False)
+
+    def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.compiler.set_stance("default" if time.monotonic() < until else "eager_on_recompile"):
+            return optimized(*args, **kwargs)
+
+    return optimized if math.isinf(until) else bounded
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class StaticBatch:
                     self._compute()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._raw, self._rows = self._compute()
         return graph
 
