@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs out of .venv, which `make install` fills from requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install bench gpu-bench test test-compile test-stack lint fmt serve locust datasets reference compare report \
+.PHONY: help install bench gpu-bench test test-slow test-stack lint fmt serve locust datasets reference compare report \
   up down logs bench-stack outputs dashboards lock clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
@@ -48,8 +48,8 @@ gpu-bench: $(if $(filter file,$(origin PYTHON)),install) ## parity, ablation and
 test: lint ## lint, types and tests
 	$(BIN)/pytest
 
-test-compile: install ## tests of torch.compile (minutes; needs g++)
-	$(BIN)/pytest -m compile services/inference/tests
+test-slow: install ## parity of every exact implementation, torch.compile, whole sessions (minutes)
+	$(BIN)/pytest -m slow
 
 lint: install ## ruff, mypy and hadolint
 	$(BIN)/ruff check .

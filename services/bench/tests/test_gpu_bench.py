@@ -25,6 +25,7 @@ def session(settings: dict[str, str], data_dir: Path, tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 def test_a_session_leaves_its_tables_and_an_archive_per_step(session, tmp_path: Path):
     status, out = session(STEPS="parity served")
     assert status == 0

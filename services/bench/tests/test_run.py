@@ -82,6 +82,7 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
     assert str(run_dir / "report.html") in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings, data_dir: Path, tmp_path: Path):
     environment = os.environ | settings | {"BENCHMARK_OUTPUTS_DIR": str(tmp_path), "BENCHMARK_DATA_DIR": str(data_dir)}
     arguments = ("--model-set", "single", "--implementations", "invalid", "baseline", "--users", "1", "2")
@@ -236,6 +237,7 @@ def extended_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extended"))
 
 
+@pytest.mark.slow
 def test_a_new_file_is_a_new_implementation_everywhere(detbench, extended_package, tmp_path: Path, settings, data_dir):
     # The sweep and the report:
     assert detbench("run", "--implementations", "newcomer", "--users", "1", "--duration", "2", "--warmup", "1") == 0

@@ -82,6 +82,7 @@ def test_a_few_boxes_stand_out_in_photographs_of_every_kind(architecture: str, n
         assert_scores_are_spread(detector(architecture, num_classes), photo)
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_the_process_or_its_number_of_threads() -> None:
     hashes = {
         subprocess.run(

@@ -122,7 +122,7 @@ def test_a_variant_that_does_not_compile_is_left_out(
     assert "no such instruction" in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["", "[1", "{}", '{"unheard of": 1}'])
+@pytest.mark.parametrize("damage", ["[1", '{"unheard of": 1}'])
 def test_a_damaged_memory_is_measured_anew(weights: WeightsStore, tmp_path: Path, damage: str):
     loaded(weights)
     (file,) = (tmp_path / "choices").iterdir()

@@ -1,4 +1,4 @@
-"""torch.compile: minutes on a small machine, so these run when asked for: `make test-compile`."""
+"""torch.compile."""
 
 import gc
 import weakref
@@ -24,7 +24,8 @@ def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch):
     assert "neither g++ nor clang++ is installed" in str(Compiled.unavailable_reason(CPU))
 
 
-@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.skipif(compiling.unavailable_reason(CPU) is not None, reason="there is no C++ compiler")
 @pytest.mark.timeout(900)
 @torch.inference_mode()
 def test_the_raw_outputs_are_the_networks_and_nothing_is_kept_after_unloading(store: WeightsStore, photos: list[Path]):

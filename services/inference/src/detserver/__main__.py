@@ -7,7 +7,6 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from detserver.api import create_app
 from detserver.errors import BadConfiguration
 from detserver.settings import Settings
 
@@ -21,11 +20,12 @@ def main() -> int:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
-        for chatty in (
-            "httpx",
-            "python_multipart",
-        ):  # a line per request, which a hostile client could fill a disk with
+        # Both log a line per request, which a hostile client could fill a disk with.
+        for chatty in ("httpx", "python_multipart"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
+        # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
+        from detserver.api import create_app
+
         app = create_app(settings)
     except ValidationError as error:
         first = error.errors()[0]
