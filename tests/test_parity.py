@@ -62,22 +62,5 @@ def test_what_claims_to_be_exact_is(model_set: str, server: ServerProcess, data_
                 assert each["largest_batch"] > 1 or concurrency == 1, name
 
 
-def test_what_cannot_run_is_listed_with_the_reason_and_refused_with_409(server: ServerProcess):
-    listed = {each["name"]: each for each in httpx.get(f"{server.host}/implementations").json()}
-    for name in ("vmap", "grouped"):
-        assert listed[name]["model_sets"] == ["uniform"]
-        assert "nothing to stack" in listed[name]["unsupported"]["mixed"]
-        _assert_refused(f"{server.host}/implementations/{name}/load?model_set=mixed", "tf_efficientdet_d2")
-        _assert_refused(f"{server.host}/infer/{name}?model_set=mixed", "it can run uniform")
-    assert "NVIDIA" in listed["graphs"]["unavailable"]
-    _assert_refused(f"{server.host}/implementations/graphs/load", "CUDA graphs need an NVIDIA GPU")
-
-
-def _assert_refused(url: str, reason: str) -> None:
-    answer = httpx.post(url)
-    assert answer.status_code == 409
-    assert reason in answer.json()["detail"]
-
-
 def _detbench(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])

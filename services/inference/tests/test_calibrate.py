@@ -136,6 +136,7 @@ def test_no_channel_of_the_network_is_dead() -> None:
     assert min(spreads.values()) > 1e-3, min(spreads, key=lambda name: spreads[name])
 
 
+@pytest.mark.slow
 def test_another_seed_or_another_number_of_classes_gives_another_backbone() -> None:
     stems = [calibrated_state_dict(D0, *arguments)["backbone.conv_stem.weight"] for arguments in ((7, 1), (8, 2))]
     stems.append(detector(D0, 7).model.backbone.conv_stem.weight.data)
