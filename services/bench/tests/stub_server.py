@@ -32,8 +32,8 @@ class StubServer:
     """Serves `entries`; a context manager.
 
     `latencies_ms` are what `POST /time` answers by implementation, per image of a batch. `boxes` are the answer of
-    `POST /infer` by implementation, else BOX. `refusals` are (status, detail) by the end of a path. `calls` are the
-    method and path of every POST, with the query of those to /time.
+    `POST /infer` by implementation, else BOX. `load_s` and `infer_s` are what those calls take. `refusals` are
+    (status, detail) by the end of a path. `calls` are the paths of every POST, with the query of those to /time.
     """
 
     def __init__(self, *entries: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ class StubServer:
         self.boxes: dict[str, list[float]] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.calls: list[str] = []
-        self.infer_s = 0.0
+        self.infer_s = self.load_s = 0.0
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
 
@@ -105,6 +105,7 @@ class StubServer:
         self.calls.append(path + (f" {query['batch_size']} x {query['repeats']}" if path.startswith("/time/") else ""))
         match path.strip("/").split("/"):
             case ["implementations", name, "load"]:
+                time.sleep(self.load_s)
                 self.entries[name]["loaded"] = [query["model_set"]]
                 return {
                     "implementation": name,

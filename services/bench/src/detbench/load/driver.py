@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import gevent
+from gevent.event import AsyncResult
 from locust import log
 from locust.env import Environment
 
@@ -51,7 +52,8 @@ def measure(options: argparse.Namespace) -> int:
     environment = Environment(
         user_classes=[DetectorUser], host=options.host, stop_timeout=_DRAIN_S, parsed_options=options
     )
-    environment.workload = workload  # type: ignore[attr-defined]
+    environment.workload = AsyncResult()  # type: ignore[attr-defined]
+    environment.workload.set(workload)  # type: ignore[attr-defined]
     export_metrics(environment, options.metrics_port)
     environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     recorder = Recorder(options.users)

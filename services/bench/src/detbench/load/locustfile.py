@@ -24,13 +24,13 @@ from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import WorkerRunner
+from locust.runners import LocalRunner, WorkerRunner
 from pydantic import ValidationError
 
 from detbench.client import Inference, ServerClient
 from detbench.datasets import fetch_or_open
 from detbench.errors import DetbenchError, ServerError
-from detbench.load.metrics import LoadMetrics, RunnerState, serve
+from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at what the server offers
@@ -104,19 +104,20 @@ class DetectorUser(FastHttpUser):
     _numbers = itertools.count()
 
     def on_start(self) -> None:
-        """Find what to send; `prepare` put it there when the test started."""
-        workload = getattr(self.environment, "workload", None)
-        if workload is None:
-            raise StopUser
-        self._workload: Workload = workload
+        """Wait for what there is to send."""
+        self._workload: Workload | None = self.environment.workload.get()
         self._metrics: LoadMetrics = self.environment.load_metrics
         self._number = next(self._numbers)
-        self._images: Iterator[Image] = itertools.cycle(_rotate(workload.images, self._number))
+        images = self._workload.images if self._workload else ()
+        self._images: Iterator[Image] = itertools.cycle(_rotate(images, self._number))
 
     @task
     def infer(self) -> None:
         """Send one photo; a success is a well-formed answer with detections of every model of the set."""
-        workload, image = self._workload, next(self._images)
+        workload = self._workload
+        if workload is None:
+            raise StopUser  # not in `on_start`, where Locust logs it as an error
+        image = next(self._images)
         self._metrics.started()
         # Locust hands its listeners a copy of the context; `outcome` is what reaches them.
         outcome: dict[str, Inference] = {}
@@ -194,14 +195,23 @@ def start_metrics(environment: Environment, **_: Any) -> None:
 
 
 @events.test_start.add_listener
-def prepare(environment: Environment, **_: Any) -> None:
-    """Prepare the workload of this process; on a failure say why, and let no user send anything."""
+def start_preparing(environment: Environment, **_: Any) -> None:
+    """Prepare the workload of this process while its users wait for it.
+
+    Not in this listener itself: loading an implementation may take minutes, and a worker that does not listen to its
+    master for one ends itself.
+    """
+    if environment.parsed_options is not None and not getattr(environment.parsed_options, "master", False):
+        environment.workload = gevent.spawn(_prepared, environment)  # type: ignore[attr-defined]
+
+
+def _prepared(environment: Environment) -> Workload | None:
+    """The workload that the options describe; None, with the reason among Locust's failures, where there is none."""
     options = environment.parsed_options
-    environment.workload = None  # type: ignore[attr-defined]
-    if options is None or getattr(options, "master", False):
-        return
+    assert options is not None
+    environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     try:
-        environment.workload = prepare_workload(  # type: ignore[attr-defined]
+        return prepare_workload(
             environment.host or DEFAULT_HOST,
             options.implementation,
             options.model_set,
@@ -209,16 +219,24 @@ def prepare(environment: Environment, **_: Any) -> None:
             options.max_images,
             Path(options.data_dir),
         )
-        environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     except DetbenchError as error:
         log.error("no load: %s", error)
+        environment.events.request.fire(
+            request_type=LOADING,
+            name=f"{options.implementation} {options.model_set}",
+            response_time=0,
+            response_length=0,
+            exception=error,
+            context={},
+        )
         environment.process_exit_code = 2
-        if environment.web_ui is None and environment.runner is not None:  # in the web UI, another try may be right
-            environment.runner.quit()
+        if isinstance(environment.runner, LocalRunner) and environment.web_ui is None:
+            environment.runner.quit()  # elsewhere a person sees the failure, and tries something else
+        return None
 
 
 def _rotate(images: Sequence[Image], by: int) -> Sequence[Image]:
-    start = by % len(images)
+    start = by % max(len(images), 1)
     return [*images[start:], *images[:start]]
 
 

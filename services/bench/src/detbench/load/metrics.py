@@ -12,6 +12,9 @@ from prometheus_client.registry import Collector
 # The server's buckets: 1 ms to 60 s with a factor of 1.5.
 LATENCY_BUCKETS_S = (*(0.001 * 1.5**step for step in range(28)), 60.0)
 
+LOADING = "LOAD"
+"""Locust's `request_type` of a test that could not begin: the server refuses to load what it asks for, for example."""
+
 _STATES = ("ready", "spawning", "running", "cleanup", "stopping", "stopped")
 
 
@@ -33,8 +36,8 @@ class LoadMetrics:
         )
         self._requests = Counter(
             "detbench_requests_total",
-            "Requests of this worker that ended, by outcome: success, failure (an HTTP error or a malformed answer), "
-            "no_answer (connection refused, broken or timed out)",
+            "Requests of this worker that ended, by outcome: success, failure (an HTTP error, a malformed answer, or a "
+            "test that could not begin), no_answer (connection refused, broken or timed out)",
             ("implementation", "model_set", "outcome"),
             registry=self.registry,
         )
@@ -59,12 +62,18 @@ class LoadMetrics:
         self._started.labels(*self._labels).inc()
 
     def on_request(
-        self, response_time: float, exception: BaseException | None, response: Any = None, **_: object
+        self,
+        request_type: str,
+        response_time: float,
+        exception: BaseException | None,
+        response: Any = None,
+        **_: object,
     ) -> None:
         """Count an answer; a listener of Locust's `request` event, whose `response_time` is in ms."""
+        answered = request_type == LOADING or bool(getattr(response, "status_code", 0))
         if exception is None:
             self._duration.labels(*self._labels).observe(response_time / 1e3)
-        outcome = "success" if exception is None else "failure" if getattr(response, "status_code", 0) else "no_answer"
+        outcome = "success" if exception is None else "failure" if answered else "no_answer"
         self._requests.labels(*self._labels, outcome).inc()
 
 
