@@ -1,0 +1,203 @@
+"""What a load test looks at while it runs."""
+
+from grafana_foundation_sdk.builders.dashboard import (
+    Dashboard,
+    Row,
+)
+from panels import (
+    BY,
+    CHOSEN,
+    GPU_ABSENT,
+    NAMED,
+    SIDES,
+    STAGE_COLORS,
+    STAGES,
+    Query,
+    bars,
+    dashboard,
+    fixed,
+    graph,
+    implementation_variable,
+    number,
+)
+
+
+def percentiles(side: str) -> list[Query]:
+    """p50, p90 and p99 of `side`'s latency by recording rule."""
+    return [
+        (f"{BY}:{side}_request_duration_seconds:{name}_rate30s{{{CHOSEN}}}", f"{name} {NAMED}")
+        for name in ("p50", "p90", "p99")
+    ]
+
+
+def live() -> Dashboard:
+    """What a load test looks at while it runs."""
+    client, server = (f"avg({BY}:{side}_request_duration_seconds:mean_rate30s{{{CHOSEN}}})" for side in SIDES)
+    where: list[Query] = [(f"clamp_min({client} - {server}, 0)", STAGES[0])]
+    where += [
+        (f'avg(implementation_stage:detserver_stage_duration_seconds:mean_rate30s{{{CHOSEN},stage="{name}"}})', name)
+        for name in STAGES[1:]
+    ]
+    waterfall = bars(
+        "Where a request's time goes",
+        "Mean over the last 30 s. Network and client is the client's latency minus the server's; the others are "
+        "the server's stages. What grows with users is the queue.",
+        "s",
+        *where,
+        span=8,
+        height=13,
+    )
+    for name, color in zip(STAGES, STAGE_COLORS, strict=True):
+        waterfall = waterfall.override_by_name(name, [fixed(color)])
+    return (
+        dashboard("detbench-live", "Live load test", "The load that runs now: rates, latency, where time goes, memory.")
+        .with_variable(implementation_variable())
+        .with_panel(
+            number(
+                "Under load",
+                "What Locust's users ask for: implementation and model set. After a test, what they asked for last.",
+                "short",
+                "detbench_target_info",
+                NAMED,
+                names=True,
+            )
+        )
+        .with_panel(number("Users", "Users that run now, of all workers.", "short", "sum(detbench_users)"))
+        .with_panel(
+            number(
+                "Throughput",
+                "Successful answers per second that the clients received.",
+                "reqps",
+                f"sum({BY}:detbench_requests:rate10s{{{CHOSEN}}})",
+            )
+        )
+        .with_panel(
+            number(
+                "Client p99",
+                "99 of 100 successful requests were faster, as the clients saw it, over the last 30 s.",
+                "s",
+                f"max({BY}:detbench_request_duration_seconds:p99_rate30s{{{CHOSEN}}})",
+            )
+        )
+        .with_panel(
+            number(
+                "Failed",
+                "Share of requests that failed at the clients over the last 30 s: errors, malformed or no answers.",
+                "percentunit",
+                f"max({BY}:detbench_requests:error_ratio_rate30s{{{CHOSEN}}})",
+            )
+        )
+        .with_panel(
+            number(
+                "Queue",
+                "Requests that wait for the device now.",
+                "short",
+                "sum(detserver_queue_depth)",
+            )
+        )
+        .with_panel(
+            graph(
+                "Offered and achieved throughput",
+                "Offered: requests that users sent. Achieved: successful answers. The two part when requests fail.",
+                "reqps",
+                (f"{BY}:detbench_requests_started:rate10s{{{CHOSEN}}}", f"offered {NAMED}"),
+                (f"{BY}:detbench_requests:rate10s{{{CHOSEN}}}", f"achieved {NAMED}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Client latency",
+                "Percentiles of successful requests over the last 30 s, from the summed histograms of all workers.",
+                "s",
+                *percentiles("detbench"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Server latency",
+                "From a request's headers to its answer, percentiles over the last 30 s.",
+                "s",
+                *percentiles("detserver"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Latency by stage",
+                "Mean per request over the last 30 s, stacked. The sum is the client's mean latency.",
+                "s",
+                *where,
+                stacked=True,
+            )
+        )
+        .with_panel(waterfall)
+        .with_panel(
+            graph(
+                "Errors",
+                "Requests per second without detections: at the clients by outcome, at the server by reason.",
+                "reqps",
+                (
+                    f'sum by (outcome) (rate(detbench_requests_total{{{CHOSEN},outcome!="success"}}'
+                    "[$__rate_interval]))",
+                    "client: {{outcome}}",
+                ),
+                ("sum by (reason) (rate(detserver_rejected_total[$__rate_interval])) > 0", "server: {{reason}}"),
+            )
+            .height(13)
+            .axis_soft_max(1)
+        )
+        .with_panel(
+            graph(
+                "Users",
+                "Users that run, and that were asked for; workers that the master knows. A worker that dies is "
+                "missing, and its users move to the others.",
+                "short",
+                ("sum(detbench_users)", "users"),
+                ("sum(detbench_target_users)", "users asked for"),
+                ("sum by (state) (detbench_workers) > 0", "workers {{state}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Batch size and queue",
+                "Images in the batch that a request was part of, mean; requests that wait for the device.",
+                "short",
+                (
+                    f"sum by (implementation) (rate(detserver_batch_size_sum{{{CHOSEN}}}[$__rate_interval])) / "
+                    f"(sum by (implementation) (rate(detserver_batch_size_count{{{CHOSEN}}}[$__rate_interval])) > 0)",
+                    "batch {{implementation}}",
+                ),
+                ("sum(detserver_queue_depth)", "waiting"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Loaded implementations",
+                "1 while an implementation can serve at once. Its weights take memory even when idle.",
+                "short",
+                ("sum by (implementation, model_set) (detserver_implementation_loaded)", NAMED),
+            )
+        )
+        .with_row(Row("GPU"))
+        .with_panel(
+            graph(
+                "VRAM",
+                "Torch's allocator: allocated, reserved and the peak since the last reset; the device's use by all "
+                "processes." + GPU_ABSENT,
+                "bytes",
+                ("detserver_vram_bytes", "{{kind}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "GPU utilization",
+                "Share of time in which a kernel ran, and memory was accessed. 100 % is not yet a full GPU."
+                + GPU_ABSENT,
+                "percent",
+                ("DCGM_FI_DEV_GPU_UTIL", "kernels, GPU {{gpu}}"),
+                ("DCGM_FI_DEV_MEM_COPY_UTIL", "memory, GPU {{gpu}}"),
+            )
+        )
+        .with_panel(
+            graph("Power", "Power draw of the board." + GPU_ABSENT, "watt", ("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"))
+        )
+    )
