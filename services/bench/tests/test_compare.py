@@ -73,7 +73,8 @@ def test_reference_then_compare(detbench, server: ServerProcess, outputs_dir: Pa
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines()]
     assert ["baseline", "all", *["0.00e+00"] * 2, *["1.0000"] * 2, "0", "0", "exact", "passed"] in rows
-    assert ["nothing", "failed"] in [row[-2:] for row in rows]
+    assert ["not", "exact", "failed"] in [row[-3:] for row in rows]
+    assert {row[1] for row in rows if row[:1] == ["invalid"]} == {MODEL, "all"}  # whole names
 
 
 def test_a_reference_that_belongs_is_kept_and_another_is_made_anew(detbench, server: ServerProcess, outputs_dir: Path):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from detbench.atomic import write_atomically
 from detbench.client import ServerClient
-from detbench.commands.console import open_console
+from detbench.commands.console import print_tables
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Compare; returns the exit status."""
-    console = open_console()
+    console = Console()
     dataset = opened_dataset(options)
     reference = load_reference(options.outputs_dir, options.model_set)
     path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
@@ -74,7 +74,7 @@ def execute(options: argparse.Namespace) -> int:
         reference.check(client.model_set(options.model_set).models, dataset.photos)
         comparisons, failures = _compare_all(client, options, dataset, reference, path, console)
     push_comparisons(comparisons)
-    console.print(_table(comparisons))
+    print_tables(_table(comparisons))
     for comparison in comparisons:
         for reason in comparison.gate.reasons if comparison.exact or options.gate == "all" else ():
             console.print(f"{comparison.implementation}: {reason}", markup=False, soft_wrap=True)
@@ -145,7 +145,7 @@ def _table(comparisons: list[Comparison]) -> Table:
     with_truth = any(comparison.ground_truth for comparison in comparisons)
     table = Table(title="Output error against the reference", box=SIMPLE_HEAD)
     for column in ("implementation", "model"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     figures = ["boxes MSE (px²)", "scores MSE", "labels accuracy", "mean IoU", "missed", "spurious"]
     for column in [*figures, *(["mAP", "mAP - baseline"] if with_truth else [])]:
         table.add_column(column.replace(" ", "\n", 1), justify="right", no_wrap=True)
@@ -161,7 +161,7 @@ def _table(comparisons: list[Comparison]) -> Table:
             "all",
             *_figure_cells(comparison.overall),
             *blank,
-            "exact" if comparison.exact else "nothing",
+            "exact" if comparison.exact else "not exact",
             "passed" if comparison.gate.passed else "failed",
             end_section=True,
         )

@@ -1,12 +1,15 @@
-"""The terminal that the subcommands print to."""
+"""Tables on the terminal that the subcommands print to."""
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
-# The results table; a pipe or a log has no width of its own, and a narrow terminal had better wrap than cut figures.
-_TABLE_COLUMNS = 128
+_WIDEST = 400
 
 
-def open_console() -> Console:
-    """A console that is wide enough for the tables."""
+def print_tables(*tables: Table) -> None:
+    """Print tables at the width that they need: a narrow terminal had better wrap a line than cut names and figures."""
     console = Console()
-    return Console(width=max(console.width, _TABLE_COLUMNS))
+    for table in tables:
+        needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+        Console(width=max(console.width, needed)).print(table)

@@ -4,9 +4,10 @@ import argparse
 import os
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
-from detbench.commands.console import open_console
+from detbench.commands.console import print_tables
 from detbench.datasets import NAMES, SOURCES, fetch
 
 NAME = "datasets"
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """List or fetch; returns the exit status."""
-    console = open_console()
+    console = Console()
     for name in options.names:
         dataset = fetch(name, options.data_dir)
         where = options.data_dir / name
@@ -45,5 +46,5 @@ def execute(options: argparse.Namespace) -> int:
         for name, source in SOURCES.items():
             here = "yes" if (options.data_dir / name).is_dir() else "no"
             table.add_row(name, source.summary, str(source.images), source.download, source.licence, here)
-        console.print(table)
+        print_tables(table)
     return 0

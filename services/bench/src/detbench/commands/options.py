@@ -15,6 +15,7 @@ from detbench.selection import ALL
 from detbench.server_process import ServerProcess
 
 _MOST_IN_FLIGHT = 16
+_QUEUE_SIZE = 32  # detserver's default
 
 
 def positive_int(text: str) -> int:
@@ -114,9 +115,17 @@ def opened_dataset(options: argparse.Namespace) -> Dataset:
     return fetch_or_open(options.dataset, options.data_dir, options.max_images)
 
 
-def own_server(log: Path, data_dir: Path) -> ServerProcess:
-    """A server for this command alone, with nothing loaded, so that one implementation at a time can be."""
-    environment = {"DETSERVER_PRELOAD": "", "DETSERVER_DATA_DIR": str(data_dir)}
+def own_server(log: Path, data_dir: Path, most_users: int = 1) -> ServerProcess:
+    """A server for this command alone, with nothing loaded, so that one implementation at a time can be.
+
+    Its queue takes a request of each of `most_users`, unless DETSERVER_QUEUE_SIZE says otherwise.
+    """
+    queue_size = os.environ.get("DETSERVER_QUEUE_SIZE", str(max(most_users, _QUEUE_SIZE)))
+    environment = {
+        "DETSERVER_PRELOAD": "",
+        "DETSERVER_DATA_DIR": str(data_dir),
+        "DETSERVER_QUEUE_SIZE": queue_size,
+    }
     if revision := git_revision():
         environment["DETSERVER_REVISION"] = revision
     return ServerProcess(log, environment)

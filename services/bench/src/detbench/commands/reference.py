@@ -2,10 +2,10 @@
 
 import argparse
 
+from rich.console import Console
 from rich.progress import Progress
 
 from detbench.client import ServerClient
-from detbench.commands.console import open_console
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
 from detbench.datasets import Dataset
 from detbench.errors import ReferenceMismatch
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Make the reference; returns the exit status."""
-    console = open_console()
+    console = Console()
     dataset = opened_dataset(options)
     folder = options.outputs_dir / "reference" / options.model_set
     with connected(options, console) as client:

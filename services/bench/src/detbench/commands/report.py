@@ -4,7 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from detbench.commands.console import open_console
+from rich.console import Console
+
+from detbench.commands.console import print_tables
 from detbench.errors import DetbenchError
 from detbench.report import write_ablation_reports, write_reports
 from detbench.report.ablation import terminal_tables
@@ -34,14 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Write the reports and print the table; returns the exit status."""
-    console = open_console()
+    console = Console()
     run_dir = options.run_dir or newest_run(options.outputs_dir)
     if (run_dir / "ablation.json").exists():
-        console.print(*terminal_tables(write_ablation_reports(run_dir)))
+        print_tables(*terminal_tables(write_ablation_reports(run_dir)))
         page = run_dir / "ablation.html"
     else:
         sweep = write_reports(run_dir)
-        console.print(terminal_table(sweep), implementations_table(sweep))
+        print_tables(terminal_table(sweep), implementations_table(sweep))
         page = run_dir / "report.html"
     console.print(f"report: {page}", markup=False, soft_wrap=True)
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from detbench.ablation import AblationPlan, AblationRunner
-from detbench.commands.console import open_console
+from detbench.commands.console import print_tables
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
@@ -86,7 +86,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
     if not options.ablation and (options.batch_sizes or options.repeats):
         raise DetbenchError("--batch-sizes and --repeats are of the ablation; add --ablation")
-    console = open_console()
+    console = Console()
     subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
     names = tuple(options.implementations) if options.implementations else None
     return (_ablate if options.ablation else _sweep)(options, subject, names, console)
@@ -110,7 +110,7 @@ def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...]
             sweep = runner.run()
         finally:
             write_reports(run_dir)
-    console.print(terminal_table(sweep), implementations_table(sweep))
+    print_tables(terminal_table(sweep), implementations_table(sweep))
     return _ended(sweep.problems, run_dir / "report.html", console)
 
 
@@ -128,7 +128,7 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
             ablation = runner.run()
         finally:
             write_ablation_reports(run_dir)
-    console.print(*terminal_tables(ablation))
+    print_tables(*terminal_tables(ablation))
     return _ended(ablation.problems, run_dir / "ablation.html", console)
 
 
@@ -140,7 +140,7 @@ def _served(
     with contextlib.ExitStack() as stack:
         process: ServerProcess | None = None
         if not options.host:
-            process = stack.enter_context(own_server(run_dir / "server.log", options.data_dir))
+            process = stack.enter_context(own_server(run_dir / "server.log", options.data_dir, max(options.users)))
             with console.status("starting the server"):
                 process.wait_ready()
         host = process.host if process else options.host
