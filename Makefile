@@ -45,8 +45,9 @@ bench: install ## measure baseline, invalid and fused on this machine, and repor
 gpu-bench: $(if $(filter file,$(origin PYTHON)),install) ## parity, ablation and load of every implementation in one session, see scripts/gpu-bench
 	scripts/gpu-bench
 
+# Two at a time: much of a test of the server is its start, which keeps one core busy.
 test: lint ## lint, types and tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 test-slow: install ## parity of every exact implementation, torch.compile, whole sessions (minutes)
 	$(BIN)/pytest -m slow

@@ -18,17 +18,16 @@ num_classes = 90
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(session_dir: Path) -> Path:
     """A data folder of the session, so that random weights are calibrated once."""
-    folder = tmp_path_factory.mktemp("data")
-    fetch("sample", folder)
-    return folder
+    fetch("sample", session_dir / "data")
+    return session_dir / "data"
 
 
 @pytest.fixture(scope="session")
-def settings(data_dir: Path) -> dict[str, str]:
+def settings(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Settings of the servers in these tests."""
-    model_sets = data_dir / "model_sets.toml"
+    model_sets = tmp_path_factory.mktemp("settings") / "model_sets.toml"
     model_sets.write_text(MODEL_SETS)
     return {
         "DETSERVER_DATA_DIR": str(data_dir),

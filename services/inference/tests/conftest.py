@@ -17,9 +17,9 @@ StartServer = Callable[..., RunningServer]
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(session_dir: Path) -> Path:
     """A data folder of the session, so that random weights are calibrated once."""
-    return tmp_path_factory.mktemp("data")
+    return session_dir / "data"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from torch import nn
 
 from detserver.calibrate import calibrated_state_dict
 from detserver.settings import Settings
-from detserver.zoo import BUILT_IN
+from detserver.weights import WeightsStore
+from detserver.zoo import BUILT_IN, ModelSpec
+
+Detector = Callable[[str, int], DetBenchPredict]
 
 SEED = Settings().seed
 OFFSETS = {model.num_classes: model.seed_offset for model_set in BUILT_IN for model in model_set.models}
@@ -32,13 +36,16 @@ PHOTOS = [
 TESTDATA = Path(__file__).parents[4] / "shared" / "testdata"
 
 
-@cache
-def detector(architecture: str, num_classes: int) -> DetBenchPredict:
-    bench = create_model(
-        architecture, bench_task="predict", num_classes=num_classes, pretrained=False, pretrained_backbone=False
-    )
-    bench.model.load_state_dict(calibrated_state_dict(architecture, num_classes, SEED + OFFSETS[num_classes]))
-    return bench.eval()
+@pytest.fixture(scope="session")
+def detector(store: WeightsStore) -> Detector:
+    """What effdet answers with the weights of a model of the built-in sets."""
+
+    @cache
+    def with_weights(architecture: str, num_classes: int) -> DetBenchPredict:
+        spec = ModelSpec("", architecture, num_classes, seed_offset=OFFSETS[num_classes])
+        return DetBenchPredict(store.model(spec)).eval()
+
+    return with_weights
 
 
 def model_input(path: Path, bench: DetBenchPredict) -> torch.Tensor:
@@ -70,20 +77,22 @@ def logits(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_classes", [90, 7])
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
-def test_a_few_boxes_stand_out_in_a_photograph(photo: Path, num_classes: int) -> None:
+def test_a_few_boxes_stand_out_in_a_photograph(detector: Detector, photo: Path, num_classes: int) -> None:
     assert_scores_are_spread(detector(D0, num_classes), photo)
 
 
 @pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent")
 @pytest.mark.parametrize(("architecture", "num_classes"), [(D0, 90), (D0, 7), (D0, 20), (D1, 90), (D2, 90)])
-def test_a_few_boxes_stand_out_in_photographs_of_every_kind(architecture: str, num_classes: int) -> None:
+def test_a_few_boxes_stand_out_in_photographs_of_every_kind(
+    detector: Detector, architecture: str, num_classes: int
+) -> None:
     photos = [path for folder in ("aquarium", "coco_val2017") for path in sorted((TESTDATA / folder).glob("images/*"))]
     for photo in photos[:: len(photos) // 5]:
         assert_scores_are_spread(detector(architecture, num_classes), photo)
 
 
 @pytest.mark.slow
-def test_weights_do_not_depend_on_the_process_or_its_number_of_threads() -> None:
+def test_weights_do_not_depend_on_the_process_or_its_number_of_threads(detector: Detector) -> None:
     hashes = {
         subprocess.run(
             [sys.executable, "-W", "ignore", __file__],
@@ -104,7 +113,7 @@ def weights_hash(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def test_float32_scores_are_those_of_float64_but_for_rounding() -> None:
+def test_float32_scores_are_those_of_float64_but_for_rounding(detector: Detector) -> None:
     bench = detector(D0, 90)
     exact = create_model(D0, bench_task="", num_classes=90, pretrained=False, pretrained_backbone=False)
     exact.load_state_dict(bench.model.state_dict())
@@ -119,7 +128,7 @@ def test_float32_scores_are_those_of_float64_but_for_rounding() -> None:
         assert errors.square().mean() < 2.5e-10, photo.name
 
 
-def test_no_channel_of_the_network_is_dead() -> None:
+def test_no_channel_of_the_network_is_dead(detector: Detector) -> None:
     bench = detector(D0, 90)
     spreads: dict[str, float] = {}
     hooks = [
@@ -137,7 +146,7 @@ def test_no_channel_of_the_network_is_dead() -> None:
 
 
 @pytest.mark.slow
-def test_another_seed_or_another_number_of_classes_gives_another_backbone() -> None:
+def test_another_seed_or_another_number_of_classes_gives_another_backbone(detector: Detector) -> None:
     stems = [calibrated_state_dict(D0, *arguments)["backbone.conv_stem.weight"] for arguments in ((7, 1), (8, 2))]
     stems.append(detector(D0, 7).model.backbone.conv_stem.weight.data)
     assert not any(torch.equal(stems[first], stems[second]) for first, second in ((0, 1), (1, 2), (0, 2)))

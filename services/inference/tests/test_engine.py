@@ -125,6 +125,14 @@ def test_a_failure_is_the_answer_of_its_batch_alone(engine: Engine, error, answe
     assert len(asyncio.run(gather(engine, [100]))[0].outputs) == 1
 
 
+def test_a_whole_batch_is_timed_as_often_as_asked_after_one_that_does_not_count(engine: Engine):
+    Batching.go.set()
+    times = asyncio.run(engine.time(Batching, SET, image(1), batch_size=3, repeats=4, limit_s=60))
+    assert len(times) == 4
+    assert Batching.batches == [3] * 5
+    assert len(asyncio.run(engine.time(Batching, SET, image(1), batch_size=1, repeats=100, limit_s=0))) == 1
+
+
 def test_a_nan_is_never_answered(engine: Engine):
     (failed,) = asyncio.run(gather(engine, [1], NotANumber))
     assert isinstance(failed, InferenceFailed)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,7 +181,7 @@ def _read(file: Path, variants: Mapping[str, Variant]) -> dict[str, float] | Non
 def _write(file: Path, times_ms: Mapping[str, float]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".partial")
+        temporary = file.with_suffix(f".{os.getpid()}.partial")
         temporary.write_text(json.dumps(times_ms, indent=1))
         temporary.replace(file)
     except OSError as error:

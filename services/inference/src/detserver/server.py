@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from starlette.requests import Request
 
-from detserver import compiling, images, schemas
+from detserver import compiling, images, profiling, schemas
 from detserver.engine import Answer, Engine
 from detserver.errors import BadConfiguration, CannotRun, DetserverError, NotReady
 from detserver.implementations import Registry
@@ -55,6 +55,7 @@ class Server:
         self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size)
         self.vram = VramMonitor(self.device)
         compiling.keep_in(settings.cache_dir)
+        profiling.prepare()
         self.machine = describe(self.device)
         self.telemetry = Telemetry(self.registry.all, self.zoo.model_sets)
         self.telemetry.watch(

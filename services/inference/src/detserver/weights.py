@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -157,7 +158,7 @@ class WeightsStore:
         state_dict = calibrate.calibrated_state_dict(spec.architecture, spec.num_classes, seed)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{id(self)}.partial")
+            temporary = path.with_suffix(f".{os.getpid()}.partial")
             save_file({key: value.contiguous() for key, value in state_dict.items()}, temporary)
             temporary.replace(path)
         except (OSError, SafetensorError) as error:

@@ -35,7 +35,11 @@ def fetch(source: Source | str, data_dir: Path) -> Dataset:
             made = Path(temporary) / source.name
             made.mkdir()
             source.make(made, data_dir / "downloads")
-            made.rename(folder)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was first
+                    raise
     return open_folder(folder, source.name)
 
 

@@ -1,0 +1,22 @@
+"""What holds for the tests of all packages."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server run in one process, so that it is started once."""
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            package = Path(item.path).relative_to(Path(__file__).parent).parts[1]
+            item.add_marker(pytest.mark.xdist_group(f"server of {package}"))
+
+
+@pytest.fixture(scope="session")
+def session_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of the whole session, with several processes too, for what is made once and only read then."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "session"
+    folder.mkdir(exist_ok=True)
+    return folder
