@@ -21,6 +21,9 @@ from panels import (
     number,
 )
 
+TALL = 14
+"""Grid rows of a panel whose legend has six lines: a percentile, or a stage, each."""
+
 
 def percentiles(side: str) -> list[Query]:
     """p50, p90 and p99 of `side`'s latency by recording rule."""
@@ -45,7 +48,7 @@ def live() -> Dashboard:
         "s",
         *where,
         span=8,
-        height=13,
+        height=TALL,
     )
     for name, color in zip(STAGES, STAGE_COLORS, strict=True):
         waterfall = waterfall.override_by_name(name, [fixed(color)])
@@ -102,6 +105,7 @@ def live() -> Dashboard:
                 "reqps",
                 (f"{BY}:detbench_requests_started:rate10s{{{CHOSEN}}}", f"offered {NAMED}"),
                 (f"{BY}:detbench_requests:rate10s{{{CHOSEN}}}", f"achieved {NAMED}"),
+                height=TALL,
             )
         )
         .with_panel(
@@ -110,6 +114,7 @@ def live() -> Dashboard:
                 "Percentiles of successful requests over the last 30 s, from the summed histograms of all workers.",
                 "s",
                 *percentiles("detbench"),
+                height=TALL,
             )
         )
         .with_panel(
@@ -118,6 +123,7 @@ def live() -> Dashboard:
                 "From a request's headers to its answer, percentiles over the last 30 s.",
                 "s",
                 *percentiles("detserver"),
+                height=TALL,
             )
         )
         .with_panel(
@@ -126,6 +132,7 @@ def live() -> Dashboard:
                 "Mean per request over the last 30 s, stacked. The sum is the client's mean latency.",
                 "s",
                 *where,
+                height=TALL,
                 stacked=True,
             )
         )
@@ -141,9 +148,8 @@ def live() -> Dashboard:
                     "client: {{outcome}}",
                 ),
                 ("sum by (reason) (rate(detserver_rejected_total[$__rate_interval])) > 0", "server: {{reason}}"),
-            )
-            .height(13)
-            .axis_soft_max(1)
+                height=TALL,
+            ).axis_soft_max(1)
         )
         .with_panel(
             graph(

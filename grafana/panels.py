@@ -43,7 +43,7 @@ Query = tuple[str, str]
 Color = str
 SIDES = ("detbench", "detserver")
 STAGES = ("network and client", "queue", "decode", "preprocess", "forward", "postprocess")
-STAGE_COLORS = ("#8e8e8e", "#e0b400", "#3274d9", "#37872d", "#e02f44", "#8f3bb8")
+STAGE_COLORS = ("#9e9e9e", "#f2cc0c", "#5794f2", "#73bf69", "#f2495c", "#b877d9")
 
 
 def query(expr: str, legend: str, instant: bool = False) -> Dataquery:
@@ -53,7 +53,7 @@ def query(expr: str, legend: str, instant: bool = False) -> Dataquery:
 
 
 def graph(
-    title: str, description: str, unit: str, *queries: Query, span: int = 8, stacked: bool = False
+    title: str, description: str, unit: str, *queries: Query, span: int = 8, height: int = 11, stacked: bool = False
 ) -> timeseries.Panel:
     """A time series panel; the legend's table shows mean and last."""
     legend = (
@@ -71,7 +71,7 @@ def graph(
         .unit(unit)
         .min(0)
         .span(span)
-        .height(13 if stacked else 11)
+        .height(height)
         .line_width(2)
         .fill_opacity(50 if stacked else 8)
         .show_points(VisibilityMode.NEVER)

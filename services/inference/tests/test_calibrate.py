@@ -27,7 +27,7 @@ from detserver.zoo import BUILT_IN, ModelSpec
 Detector = Callable[[str, int], DetBenchPredict]
 
 SEED = Settings().seed
-OFFSETS = {model.num_classes: model.seed_offset for model_set in BUILT_IN for model in model_set.models}
+OFFSETS = {(model.architecture, model.num_classes): model.seed_offset for each in BUILT_IN for model in each.models}
 D0, D1, D2 = (f"tf_efficientdet_d{index}" for index in range(3))
 PHOTOS = [
     Path(skimage.__file__).parent / "data" / name
@@ -42,7 +42,7 @@ def detector(store: WeightsStore) -> Detector:
 
     @cache
     def with_weights(architecture: str, num_classes: int) -> DetBenchPredict:
-        spec = ModelSpec("", architecture, num_classes, seed_offset=OFFSETS[num_classes])
+        spec = ModelSpec("", architecture, num_classes, seed_offset=OFFSETS[architecture, num_classes])
         return DetBenchPredict(store.model(spec)).eval()
 
     return with_weights
@@ -153,4 +153,4 @@ def test_another_seed_or_another_number_of_classes_gives_another_backbone(detect
 
 
 if __name__ == "__main__":
-    sys.stdout.write(weights_hash(calibrated_state_dict(D0, 7, SEED + OFFSETS[7])))
+    sys.stdout.write(weights_hash(calibrated_state_dict(D0, 7, SEED + OFFSETS[D0, 7])))

@@ -28,7 +28,8 @@ def unavailable_reason(device: torch.device) -> str | None:
     """Why torch.compile cannot run for `device`, or None where it can."""
     variable, compilers = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++", "clang++"))
     if not any(shutil.which(name) for name in (os.environ.get(variable, compilers[0]), *compilers)):
-        return f"torch.compile needs a compiler, and neither {' nor '.join(compilers)} is installed"
+        absent = " nor ".join(compilers)
+        return f"torch.compile needs a compiler, and neither {absent} is installed (the image: COMPILER=g++ in .env)"
     if device.type == "cuda" and find_spec("triton") is None:
         return "torch.compile needs triton, which is not installed"
     return None

@@ -18,11 +18,15 @@ from torch import nn
 
 from detserver.folding import fold_batch_norm
 from detserver.network import Forward, one_after_the_other
+from detserver.plane_mean import with_accurate_means
 from detserver.postprocess import RawOutput
 from detserver.weights import WeightsStore
 from detserver.zoo import ModelSet
 
 log = logging.getLogger(__name__)
+
+# Of what `_convert` makes of a network; another number, and kept ones are converted anew.
+_CONVERSION = 2
 
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -40,7 +44,7 @@ def openvino_forward(
     model_set: ModelSet, models: Sequence[EfficientDet], weights: WeightsStore, dtype: torch.dtype
 ) -> Forward:
     """The forward pass, for one image, of a set's networks, which are changed; converted ones are kept in the cache."""
-    versions = f"openvino{version('openvino')}_torch{version('torch')}"
+    versions = f"openvino{version('openvino')}_torch{version('torch')}_{_CONVERSION}"
     networks = []
     for spec, model in zip(model_set.models, models, strict=True):
         identity = f"{spec.architecture}_{spec.num_classes}_{weights.get(spec).fingerprint[:16]}_{versions}"
@@ -107,7 +111,9 @@ def _convert(model: EfficientDet, name: str, folder: Path) -> None:
     log.info("%s: converting for OpenVINO, once per machine", name)
     start = time.perf_counter()
     size = model.config.image_size[0]
-    exported = torch.export.export(_Flat(fold_batch_norm(model)).eval(), (torch.zeros(1, 3, size, size),))
+    exported = torch.export.export(
+        _Flat(with_accurate_means(fold_batch_norm(model))).eval(), (torch.zeros(1, 3, size, size),)
+    )
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     temporary.mkdir(parents=True)
     try:

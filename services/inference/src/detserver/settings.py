@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="folder with weights/ (yours and downloaded) and cache/")
     weights_download: bool = Field(True, description="download effdet's pretrained weights where no local file is")
     weights_url: str | None = Field(None, description="base URL of a mirror of effdet's weights files")
-    # With 2 each of 117 photographs has 6 to 100 boxes per model, scores from 0.05 to 0.9, no ties at the top.
+    # With 2 each of 117 photographs has 4 to 72 boxes per model, scores from 0.05 to 0.9, no ties at the top.
     seed: int = Field(2, ge=0, description="seed of the calibrated random weights, used where no others can be had")
     torch_threads: int = Field(0, ge=0, description="threads of one torch operation; 0 leaves it to torch")
     decode_threads: int = Field(2, ge=1, description="images decoded and preprocessed at the same time")

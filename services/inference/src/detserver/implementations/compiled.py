@@ -5,24 +5,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from effdet.efficientdet import EfficientDet
-from timm.models._efficientnet_blocks import SqueezeExcite
 
 from detserver import compiling
 from detserver.implementations.folded import Folded
+from detserver.plane_mean import with_accurate_means
 from detserver.postprocess import RawOutput
-
-
-class _RowsFirst(SqueezeExcite):
-    """Squeeze-excite whose mean over a plane is that of the means of its rows.
-
-    On a CPU inductor adds up a plane number by number, up to 147,456 of them, where eager torch adds in pairs of sums;
-    rows first, the rounding error is a tenth.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = x.mean(3, keepdim=True).mean(2, keepdim=True)
-        gated: torch.Tensor = x * self.gate(self.conv_expand(self.act1(self.conv_reduce(mean))))
-        return gated
 
 
 class Compiled(Folded):
@@ -48,9 +35,8 @@ class Compiled(Folded):
 
     def prepared(self, model: EfficientDet) -> Callable[[torch.Tensor], RawOutput]:
         """See `Postprocess.prepared`."""
-        for module in model.modules():
-            if type(module) is SqueezeExcite:
-                module.__class__ = _RowsFirst
+        if self.device.type == "cpu":
+            with_accurate_means(model)
         return compiling.compiled(super().prepared(model))
 
     def warm_up(self) -> None:
