@@ -52,8 +52,8 @@ class ModelSpec:
         architecture: effdet's name.
         num_classes: of its head; labels are 1..num_classes.
         weights_file: the user's own weights; None looks for the usual ones (`detserver.weights`).
-        seed_offset: added to the seed of the random weights: members of one architecture differ by it, and each built-in
-            model has one with which `tests/test_calibrate.py` passes.
+        seed_offset: added to the seed of the random weights. Members of one architecture differ by it, and each
+            built-in model has one with which `tests/test_calibrate.py` passes.
     """
 
     name: str
