@@ -60,13 +60,18 @@ class Stack:
         answer = self.locust.post("/swarm", data=form).json()
         assert answer["success"], answer
 
+    def statistics(self) -> dict[str, Any]:
+        """What Locust's web UI shows."""
+        shown: dict[str, Any] = self.locust.get("/stats/requests").json()
+        return shown
+
     def locust_requests(self) -> int:
-        rows = self.locust.get("/stats/requests").json()["stats"]
+        rows = self.statistics()["stats"]
         return int(next((row["num_requests"] for row in rows if row["name"] == "Aggregated"), 0))
 
     def stop(self) -> None:
         self.locust.post("/stop")
-        eventually(lambda: self.locust.get("/stats/requests").json()["state"] in {"stopped", "ready"})
+        eventually(lambda: self.statistics()["state"] in {"stopped", "ready"})
 
     def leftovers(self) -> list[str]:
         label = f"label=com.docker.compose.project={PROJECT}"

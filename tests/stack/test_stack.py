@@ -99,6 +99,15 @@ def test_every_query_of_every_dashboard_returns_data_during_a_load(stack: Stack)
     assert not empty
 
 
+def test_a_load_that_the_server_refuses_ends_with_the_reason_and_the_next_one_runs(stack: Stack):
+    workers = stack.containers("locust-worker")
+    stack.swarm(users=4, implementation="grouped")
+    eventually(lambda: any("nothing to stack" in each["error"] for each in stack.statistics()["errors"]))
+    eventually(lambda: stack.statistics()["state"] == "stopped")
+    with loaded(stack, "invalid"):
+        assert stack.containers("locust-worker") == workers
+
+
 def test_users_of_a_killed_worker_move_to_the_others(stack: Stack):
     with loaded(stack, "invalid"):
         stack.docker("kill", stack.containers("locust-worker")[0])

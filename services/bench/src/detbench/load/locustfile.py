@@ -24,7 +24,7 @@ from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import LocalRunner, WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 from pydantic import ValidationError
 
 from detbench.client import Inference, ServerClient
@@ -38,6 +38,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at 
 DEFAULT_HOST = "http://localhost:8000"
 # A closed loop would otherwise send failures as fast as they come: to a dead server, thousands per second.
 _PAUSE_AFTER_FAILURE_S = 0.1
+_GIVE_UP = "detbench_give_up"
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,12 @@ def export_metrics(environment: Environment, port: int) -> None:
 
 
 @events.init.add_listener
-def start_metrics(environment: Environment, **_: Any) -> None:
-    """Export the metrics of this process."""
+def start_process(environment: Environment, **_: Any) -> None:
+    """Export the metrics of this process, and let the workers of a master tell it that a test cannot begin."""
     options = environment.parsed_options
     export_metrics(environment, options.metrics_port if options else 0)
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(_GIVE_UP, give_up, concurrent=True)
 
 
 @events.test_start.add_listener
@@ -230,9 +233,20 @@ def _prepared(environment: Environment) -> Workload | None:
             context={},
         )
         environment.process_exit_code = 2
-        if isinstance(environment.runner, LocalRunner) and environment.web_ui is None:
-            environment.runner.quit()  # elsewhere a person sees the failure, and tries something else
+        if isinstance(environment.runner, WorkerRunner):
+            environment.runner.send_message(_GIVE_UP)
+        else:
+            give_up(environment)
         return None
+
+
+def give_up(environment: Environment, **_: Any) -> None:
+    """End a test that cannot begin; in the web UI another one can be started."""
+    assert environment.runner is not None
+    if environment.web_ui is None:
+        environment.runner.quit()
+    else:
+        environment.runner.stop()
 
 
 def _rotate(images: Sequence[Image], by: int) -> Sequence[Image]:
