@@ -158,7 +158,7 @@ def compared() -> Dashboard:
                 "Throughput",
                 "Successful answers per second by the server's count, over 10 s.",
                 "reqps",
-                (f"{BY}:detserver_requests:rate10s{{{CHOSEN}}}", NAMED),
+                (f"{BY}:detserver_requests:rate10s{{{CHOSEN}}} > 0", NAMED),
             )
         )
         .with_panel(
@@ -166,7 +166,7 @@ def compared() -> Dashboard:
                 "Server p99",
                 "From a request's headers to its answer, over 30 s.",
                 "s",
-                (f"{BY}:detserver_request_duration_seconds:p99_rate30s{{{CHOSEN}}}", NAMED),
+                (f"{BY}:detserver_request_duration_seconds:p99_rate30s{{{CHOSEN}}} >= 0", NAMED),
             )
         )
         .with_panel(

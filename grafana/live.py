@@ -26,9 +26,9 @@ TALL = 14
 
 
 def percentiles(side: str) -> list[Query]:
-    """p50, p90 and p99 of `side`'s latency by recording rule."""
+    """p50, p90 and p99 of `side`'s latency by recording rule; without a request they are NaN, and left out."""
     return [
-        (f"{BY}:{side}_request_duration_seconds:{name}_rate30s{{{CHOSEN}}}", f"{name} {NAMED}")
+        (f"{BY}:{side}_request_duration_seconds:{name}_rate30s{{{CHOSEN}}} >= 0", f"{name} {NAMED}")
         for name in ("p50", "p90", "p99")
     ]
 
@@ -103,8 +103,8 @@ def live() -> Dashboard:
                 "Offered and achieved throughput",
                 "Offered: requests that users sent. Achieved: successful answers. The two part when requests fail.",
                 "reqps",
-                (f"{BY}:detbench_requests_started:rate10s{{{CHOSEN}}}", f"offered {NAMED}"),
-                (f"{BY}:detbench_requests:rate10s{{{CHOSEN}}}", f"achieved {NAMED}"),
+                (f"{BY}:detbench_requests_started:rate10s{{{CHOSEN}}} > 0", f"offered {NAMED}"),
+                (f"{BY}:detbench_requests:rate10s{{{CHOSEN}}} > 0", f"achieved {NAMED}"),
                 height=TALL,
             )
         )

@@ -27,7 +27,7 @@ def stub() -> Iterator[StubServer]:
 
 
 def run(stub: StubServer, data_dir: Path, folder: Path, seconds: int) -> tuple[str, list[dict], list[dict]]:
-    """Load `stub` with 2 users of one worker; the worker's log, the master's statistics and failures."""
+    """Load `stub` with 3 users of one worker; the worker's log, the master's statistics and failures."""
     (folder / "locustfile.py").write_text(LOCUSTFILE)
     environment = os.environ | {
         "BENCHMARK_IMPLEMENTATION": "slow",
@@ -37,7 +37,7 @@ def run(stub: StubServer, data_dir: Path, folder: Path, seconds: int) -> tuple[s
     }
     port = str(free_port())
     locust = [sys.executable, "-m", "locust", "-f", str(folder / "locustfile.py"), "--host", stub.host]
-    load = ("--headless", "--expect-workers", "1", "-u", "2", "-r", "2", "-t", f"{seconds}s")
+    load = ("--headless", "--expect-workers", "1", "-u", "3", "-r", "1", "-t", f"{seconds}s")
     bind = ("--master-bind-host", "127.0.0.1", "--master-bind-port", port)
     worker = subprocess.Popen(
         [*locust, "--worker", "--master-port", port], env=environment, stderr=subprocess.PIPE, text=True
@@ -67,5 +67,6 @@ def test_a_load_that_is_refused_ends_with_the_reason_among_the_failures(stub, da
     assert (failure["Method"], failure["Name"], failure["Occurrences"]) == ("LOAD", "slow single", "1")
     assert "409: nothing to stack" in failure["Error"]
     assert "/infer/slow" not in stub.calls
+    assert log.count("no load:") == 1
     assert "Got quit message from master" in log
     assert "Traceback" not in log

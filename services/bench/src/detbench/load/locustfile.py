@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -39,6 +40,9 @@ DEFAULT_HOST = "http://localhost:8000"
 # A closed loop would otherwise send failures as fast as they come: to a dead server, thousands per second.
 _PAUSE_AFTER_FAILURE_S = 0.1
 _GIVE_UP = "detbench_give_up"
+_SPAWNING_TAKES_S = 60.0
+
+_spawned = Event()
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ def start_preparing(environment: Environment, **_: Any) -> None:
     Not in this listener itself: loading an implementation may take minutes, and a worker that does not listen to its
     master for one ends itself.
     """
+    _spawned.clear()
     if environment.parsed_options is not None and not getattr(environment.parsed_options, "master", False):
         environment.workload = gevent.spawn(_prepared, environment)  # type: ignore[attr-defined]
 
@@ -233,11 +238,18 @@ def _prepared(environment: Environment) -> Workload | None:
             context={},
         )
         environment.process_exit_code = 2
+        _spawned.wait(_SPAWNING_TAKES_S)  # a master that still sends out users would start the test again
         if isinstance(environment.runner, WorkerRunner):
             environment.runner.send_message(_GIVE_UP)
         else:
             give_up(environment)
         return None
+
+
+@events.spawning_complete.add_listener
+def note_spawned(**_: Any) -> None:
+    """All users are there, and wait for the workload."""
+    _spawned.set()
 
 
 def give_up(environment: Environment, **_: Any) -> None:
