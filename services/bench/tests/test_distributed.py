@@ -70,3 +70,31 @@ def test_a_load_that_is_refused_ends_with_the_reason_among_the_failures(stub, da
     assert log.count("no load:") == 1
     assert "Got quit message from master" in log
     assert "Traceback" not in log
+
+
+def test_what_a_stopped_test_prepares_does_not_end_the_next_one(stub, data_dir, tmp_path: Path):
+    stub.refusals["/load"] = (409, "nothing to stack")
+    script = f"""
+from gevent import monkey
+monkey.patch_all()
+import argparse
+import gevent
+from locust.env import Environment
+from detbench.load.locustfile import export_metrics, note_spawned, start_preparing
+options = argparse.Namespace(implementation="slow", model_set="single", dataset="sample", max_images=1,
+                             data_dir={str(data_dir)!r})
+environment = Environment(parsed_options=options, host={stub.host!r})
+environment.create_local_runner()
+export_metrics(environment, port=0)
+ended = []
+environment.runner.quit = lambda: ended.append(1)
+start_preparing(environment)
+gevent.sleep(1)  # it was refused, and waits until all users are there
+start_preparing(environment)
+gevent.sleep(1)
+note_spawned()
+gevent.sleep(1)
+print(ended)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert printed.stdout.strip() == "[1]", printed.stderr

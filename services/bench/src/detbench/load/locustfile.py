@@ -209,6 +209,8 @@ def start_preparing(environment: Environment, **_: Any) -> None:
     master for one ends itself.
     """
     _spawned.clear()
+    if (previous := getattr(environment, "workload", None)) is not None:
+        previous.kill(block=False)  # of a test that was stopped meanwhile: its failure must not end this one
     if environment.parsed_options is not None and not getattr(environment.parsed_options, "master", False):
         environment.workload = gevent.spawn(_prepared, environment)  # type: ignore[attr-defined]
 
