@@ -9,13 +9,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv from PATH, else one of our own: a PATH without it needs nothing but Python and its venv module.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-# The stack: the GPU's compose file alone where there is a GPU, and the override without one.
-COMPOSE := docker compose -f compose.yaml $(if $(shell nvidia-smi -L 2>/dev/null),,-f compose.cpu.yaml)
+# The stack, with the GPU where there is one that Docker can use. Not `:=`: asked when a target needs it.
+COMPOSE = docker compose $$(scripts/compose-files)
 export REVISION := $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
 STACK_IS_UP = test -n "$$(docker ps -q --filter label=com.docker.compose.project=detbench --filter label=com.docker.compose.service=inference 2>/dev/null)"
 HOST ?= http://localhost:8000
-MODEL_SET ?= mixed
-DATASET ?= sample
+# Empty: detbench's defaults (mixed, sample), and in the stack what .env says.
+MODEL_SET ?=
+DATASET ?=
+SUBJECT = $(if $(MODEL_SET),--model-set $(MODEL_SET)) $(if $(DATASET),--dataset $(DATASET))
 USERS ?= 1 4 8
 DURATION ?= 20
 IMPLEMENTATIONS ?= baseline invalid fused
@@ -38,7 +40,7 @@ $(VENV)/.installed: requirements.lock services/inference/pyproject.toml services
 install: $(VENV)/.installed ## install everything into .venv
 
 bench: install ## measure baseline, invalid and fused on this machine, and report (outputs/<run>/report.html)
-	$(BIN)/detbench run --compare-outputs --implementations $(IMPLEMENTATIONS) --model-set $(MODEL_SET) --dataset $(DATASET) \
+	$(BIN)/detbench run --compare-outputs --implementations $(IMPLEMENTATIONS) $(SUBJECT) \
 	  --users $(USERS) --duration $(DURATION)
 
 # A PYTHON from outside is taken as it is, with everything importable.
@@ -75,25 +77,26 @@ datasets: install ## list the datasets; `make datasets NAMES="coco_val2017"` get
 	$(BIN)/detbench datasets $(NAMES)
 
 reference: install ## store what baseline answers, to compare with
-	$(BIN)/detbench reference --model-set $(MODEL_SET) --dataset $(DATASET)
+	$(BIN)/detbench reference $(SUBJECT)
 
 compare: ## output error of all implementations against the reference: in the stack where it is up, else here
-	@if $(STACK_IS_UP); then $(COMPOSE) run --rm compare --model-set $(MODEL_SET) --dataset $(DATASET); \
+	@if $(STACK_IS_UP); then $(COMPOSE) run --rm compare $(SUBJECT); \
 	else $(MAKE) --no-print-directory compare-here; fi
 
 compare-here: install
-	$(BIN)/detbench reference --keep --model-set $(MODEL_SET) --dataset $(DATASET)
-	$(BIN)/detbench compare --model-set $(MODEL_SET) --dataset $(DATASET)
+	$(BIN)/detbench reference --keep $(SUBJECT)
+	$(BIN)/detbench compare $(SUBJECT)
 
 report: install ## make the report of the newest run again
 	$(BIN)/detbench report
 
 up: ## build and start the stack, with the GPU where there is one; prints where to look
-	$(COMPOSE) up --build --detach --wait
-	@echo "Locust      http://localhost:$${LOCUST_PORT:-8089}   start a load here"
-	@echo "Grafana     http://localhost:$${GRAFANA_PORT:-3000}   watch it here"
-	@echo "Prometheus  http://localhost:$${PROMETHEUS_PORT:-9090}"
-	@echo "Server      http://localhost:$${INFERENCE_PORT:-8000}/docs"
+	docker compose $$(scripts/compose-files --explain) up --build --detach --wait
+	@address() { $(COMPOSE) port "$$1" "$$2" | sed 's/^\(127.0.0.1\|0.0.0.0\):/localhost:/'; }; \
+	echo "Locust      http://$$(address locust-master 8089)   start a load here"; \
+	echo "Grafana     http://$$(address grafana 3000)   watch it here"; \
+	echo "Prometheus  http://$$(address prometheus 9090)"; \
+	echo "Server      http://$$(address inference 8000)/docs"
 
 down: ## stop the stack; volumes stay (`docker compose down -v` removes them)
 	$(COMPOSE) --profile tools down
@@ -102,7 +105,7 @@ logs: ## follow the stack's logs
 	$(COMPOSE) logs --follow --tail 50
 
 bench-stack: ## the sweep in the stack, seen in Grafana; results in the volume `outputs` (make outputs)
-	$(COMPOSE) run --rm --use-aliases bench --model-set $(MODEL_SET) --dataset $(DATASET) --users $(USERS) --duration $(DURATION)
+	$(COMPOSE) run --rm --use-aliases bench $(SUBJECT) --users $(USERS) --duration $(DURATION)
 
 outputs: ## copy reports and references out of the stack into outputs/
 	$(COMPOSE) cp locust-master:/outputs/. outputs/

@@ -1,4 +1,4 @@
-"""One stack for all tests: built, brought up, and taken down again whatever happened."""
+"""Images and stacks for the tests, taken down again whatever happened."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,17 @@ from running_stack import SERVICES, Stack
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def images() -> None:
+    """Both images, built from this checkout."""
+    Stack().compose("build", "inference", "locust-master")
+
+
+@pytest.fixture(scope="session")
+def stack(images: None) -> Iterator[Stack]:
+    """The stack with its defaults."""
     made = Stack()
     try:
-        made.compose("build", "inference", "locust-master")
-        made.compose("up", "--detach", "--wait", "--wait-timeout", "180", *SERVICES)
+        made.up(*SERVICES)
         yield made
     finally:
-        made.compose("--profile", "tools", "down", "--volumes", "--remove-orphans", check=False)
+        made.down(check=False)

@@ -7,6 +7,7 @@ STACK_DIR=${STACK_DIR:-/var/tmp/detbench-stack}
 PYTHON=python:3.11-slim-bookworm
 PROMETHEUS=$(grep -oE 'prom/prometheus:[^ ]+' ../../compose.yaml)
 PUSHGATEWAY=$(grep -oE 'prom/pushgateway:[^ ]+' ../../compose.yaml)
+GRAFANA=$(grep -oE 'grafana/grafana:[^ ]+' ../../compose.yaml)
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -48,5 +49,25 @@ prometheus_images() {
   rm -rf "$root"
 }
 
+# Grafana's binary cannot be had without a registry. This knows the admin's password as Grafana does, and nothing else: from
+# the environment when its database is made, and from then on by `grafana cli` alone.
+grafana_image() {
+  local context=$STACK_DIR/grafana
+  say "making a stand-in for $GRAFANA"
+  rm -rf "$context" && mkdir -p "$context"
+  cp grafana_standin.py "$context/"
+  docker build -q -t "$GRAFANA" -f - "$context" >/dev/null <<END
+FROM $PROMETHEUS AS busybox
+FROM $PYTHON
+COPY --from=busybox /bin/wget /bin/wget
+COPY --chmod=755 grafana_standin.py /usr/local/bin/grafana
+RUN printf '#!/bin/sh\nexec grafana server\n' > /run.sh && chmod 755 /run.sh && install -d -o 472 /var/lib/grafana
+USER 472
+ENTRYPOINT ["/run.sh"]
+END
+  rm -rf "$context"
+}
+
 here "$PYTHON" || python_image
 { here "$PROMETHEUS" && here "$PUSHGATEWAY"; } || prometheus_images
+here "$GRAFANA" || grafana_image

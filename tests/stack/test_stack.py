@@ -19,8 +19,15 @@ OURS = ("inference", "locust-master", "locust-worker")
 RATE_INTERVAL = "8s"  # Grafana's at a scrape interval of 2 s
 
 
-def test_both_compose_files_are_valid(stack: Stack):
-    stack.docker("compose", "-f", "compose.yaml", "config", "--quiet")
+def test_both_compose_files_are_valid_and_env_example_shows_the_defaults(stack: Stack, tmp_path: Path):
+    everything = tmp_path / "everything.env"
+    everything.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", (ROOT / ".env.example").read_text(), flags=re.M))
+    (tmp_path / "empty.env").touch()
+    empty, uncommented = (
+        stack.docker("compose", "--env-file", str(tmp_path / file), "-f", "compose.yaml", "config").stdout
+        for file in ("empty.env", "everything.env")
+    )
+    assert empty == uncommented
     on_cpu = json.loads(stack.compose("config", "--format", "json").stdout)["services"]
     assert "deploy" not in on_cpu["inference"] or not on_cpu["inference"]["deploy"].get("resources")
     assert "dcgm-exporter" not in on_cpu
@@ -144,7 +151,7 @@ def test_a_restarted_master_is_rejoined_by_its_workers(stack: Stack):
 
 def test_down_leaves_nothing(stack: Stack):
     assert stack.leftovers()
-    stack.compose("--profile", "tools", "down", "--volumes", "--remove-orphans")
+    stack.down()
     assert not stack.leftovers()
 
 
