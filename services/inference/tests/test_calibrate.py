@@ -8,21 +8,19 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import skimage
 import torch
-from effdet import create_model
 from effdet.bench import DetBenchPredict
-from effdet.data.transforms import ResizePad
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from detserver.calibrate import calibrated_state_dict
+from detserver.configuration import input_config
+from detserver.preprocess import letterbox
 from detserver.settings import Settings
 from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSpec
+from detserver.zoo import BUILT_IN, ModelSpec, create_model
 
 Detector = Callable[[str, int], DetBenchPredict]
 
@@ -49,11 +47,7 @@ def detector(store: WeightsStore) -> Detector:
 
 
 def model_input(path: Path, bench: DetBenchPredict) -> torch.Tensor:
-    fill = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)
-    resize = ResizePad(bench.config.image_size[0], "bilinear", fill_color=fill)
-    image = np.asarray(resize(Image.open(path).convert("RGB"), {})[0])
-    normalised = (image / 255 - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
-    return torch.from_numpy(normalised).permute(2, 0, 1)[None].float()
+    return letterbox(Image.open(path).convert("RGB"), input_config(bench.config)).pixels[None]
 
 
 def assert_scores_are_spread(bench: DetBenchPredict, photo: Path) -> None:
@@ -115,7 +109,7 @@ def weights_hash(weights: dict[str, torch.Tensor]) -> str:
 
 def test_float32_scores_are_those_of_float64_but_for_rounding(detector: Detector) -> None:
     bench = detector(D0, 90)
-    exact = create_model(D0, bench_task="", num_classes=90, pretrained=False, pretrained_backbone=False)
+    exact = create_model(ModelSpec("", D0, 90))
     exact.load_state_dict(bench.model.state_dict())
     exact.double().eval()
     for photo in PHOTOS[:2]:
@@ -147,10 +141,13 @@ def test_no_channel_of_the_network_is_dead(detector: Detector) -> None:
 
 @pytest.mark.slow
 def test_another_seed_or_another_number_of_classes_gives_another_backbone(detector: Detector) -> None:
-    stems = [calibrated_state_dict(D0, *arguments)["backbone.conv_stem.weight"] for arguments in ((7, 1), (8, 2))]
+    stems = [
+        calibrated_state_dict(ModelSpec("", D0, classes), seed)["backbone.conv_stem.weight"]
+        for classes, seed in ((7, 1), (8, 2))
+    ]
     stems.append(detector(D0, 7).model.backbone.conv_stem.weight.data)
     assert not any(torch.equal(stems[first], stems[second]) for first, second in ((0, 1), (1, 2), (0, 2)))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(weights_hash(calibrated_state_dict(D0, 7, SEED + OFFSETS[D0, 7])))
+    sys.stdout.write(weights_hash(calibrated_state_dict(ModelSpec("", D0, 7), SEED + OFFSETS[D0, 7])))

@@ -34,10 +34,10 @@ def test_the_raw_outputs_are_the_networks_and_nothing_is_kept_after_unloading(st
     implementation.load()
     assert implementation.compile_s is not None
     assert implementation.compile_s > 1
-    image = prepare(Image.open(photos[0]).convert("RGB"), SET.image_sizes)
-    inputs = {size: implementation.stacked([image], size) for size in SET.image_sizes}
+    image = prepare(Image.open(photos[0]).convert("RGB"), SET.inputs)
+    inputs = {config: implementation.stacked([image], config) for config in SET.inputs}
     for spec, found in zip(SET.models, implementation.forward(inputs), strict=True):
-        for ours, theirs in zip(found, store.model(spec)(inputs[spec.image_size]), strict=True):
+        for ours, theirs in zip(found, store.model(spec)(inputs[spec.input]), strict=True):
             for level, own in zip(ours, theirs, strict=True):
                 assert (level - own).abs().max() < 1e-4 * own.abs().max()
     parameters = [weakref.ref(each) for each in _parameters() if id(each) not in before]

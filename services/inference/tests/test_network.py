@@ -19,7 +19,7 @@ SET = ModelSet("two sizes", (BUILT_IN[1].models[1], BUILT_IN[0].models[1]))
 
 @pytest.fixture(scope="module")
 def images(photos: list[Path]) -> list[PreparedImage]:
-    return [prepare(Image.open(photo).convert("RGB"), SET.image_sizes) for photo in photos]
+    return [prepare(Image.open(photo).convert("RGB"), SET.inputs) for photo in photos]
 
 
 @pytest.fixture(scope="module")

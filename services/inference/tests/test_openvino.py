@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from effdet.efficientdet import EfficientDet
 
-from detserver import openvino_network
+from detserver import choice, openvino_network
+from detserver.implementations import fused
+from detserver.implementations.fused import Fused, FusedBf16
+from detserver.implementations.openvino import OpenVino
 from detserver.openvino_network import OpenVinoNetwork, unavailable_reason
 from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN
+from detserver.zoo import BUILT_IN, ModelSet
 
 SPEC = BUILT_IN[1].models[1]
 
@@ -28,9 +32,48 @@ def test_raw_outputs_are_the_networks_and_the_conversion_is_kept(
     assert [each.name for each in tmp_path.iterdir()] == ["network"], "nothing half-made is left"
     monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted again"))
     network = OpenVinoNetwork(store.model(SPEC), SPEC.name, folder, torch.float32)
+    assert network.precision == "f32"
     for ours, theirs in zip(network(pixels), expected, strict=True):
         for level, own in zip(ours, theirs, strict=True):
             assert (level - own).abs().max() < 1e-4 * own.abs().max()
+
+
+class InFloat32:
+    """A network of OpenVINO's on a CPU that has no bfloat16."""
+
+    precision = "f32"
+
+    def __init__(self, model: EfficientDet) -> None:
+        self._model = model
+
+    def __call__(self, pixels: torch.Tensor):
+        return self._model(pixels.float())
+
+
+def test_a_precision_that_the_cpu_does_not_have_is_told(store: WeightsStore, monkeypatch: pytest.MonkeyPatch):
+    one = ModelSet("one", (SPEC,))
+    monkeypatch.setattr(choice, "_read", lambda *_: {"openvino": 1.0, "folded, channels_last": 2.0})
+    monkeypatch.setattr(
+        fused, "openvino_networks", lambda _, models, *__: [(SPEC.input, InFloat32(model)) for model in models]
+    )
+    implementation = FusedBf16(one, store, torch.device("cpu"))
+    implementation.load()
+    assert implementation.remark.startswith("openvino (one image on this machine: ")
+    assert implementation.remark.endswith("; one image at a time; in float32: OpenVINO has no bfloat16 on this CPU")
+    implementation = Fused(one, store, torch.device("cpu"))
+    implementation.load()
+    assert implementation.remark.endswith("; one image at a time")
+
+
+def test_converting_is_no_part_of_a_load(store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one = ModelSet("one", (SPEC,))
+    monkeypatch.setattr(store, "cache_dir", tmp_path)
+    prepared = OpenVino(one, store, torch.device("cpu"))
+    prepared.prepare()
+    monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted in a load"))
+    for each in (prepared, Fused(one, store, torch.device("cpu"))):
+        each.prepare()
+        each.load()
 
 
 def test_nothing_is_sent_to_anybody():

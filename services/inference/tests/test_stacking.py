@@ -81,8 +81,8 @@ def test_what_is_of_one_architecture_is_found():
 @pytest.mark.parametrize("name", STACKS)
 @torch.inference_mode()
 def test_two_are_stacked_and_the_third_runs_beside_them(store: WeightsStore, name: str):
-    inputs = {512: pixels(1), 640: pixels(1, 640)}
-    expected = [store.model(spec)(inputs[spec.image_size]) for spec in TWO_AND_ONE.models]
+    inputs = {config: pixels(1, *config.size[:1]) for config in TWO_AND_ONE.inputs}
+    expected = [store.model(spec)(inputs[spec.input]) for spec in TWO_AND_ONE.models]
     sizes = []
 
     def stack(models):

@@ -11,10 +11,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from effdet import EfficientDet, create_model
+from effdet import EfficientDet
 from effdet.efficientdet import HeadNet, SeparableConv2d
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
+
+from detserver.errors import WeightsRefused
+from detserver.folding import norms_by_repeat
+from detserver.preprocess import InputConfig
+from detserver.zoo import ModelSpec, create_model
 
 _Array = npt.NDArray[np.float64]
 
@@ -37,6 +41,9 @@ _GATE_GAIN = 128.0
 # some of the 117 photographs was above 0.05.
 _ON_RATES = (0.35, 0.35, 0.35, 0.32, 0.28)
 _OFF_RATIO = 20.0
+# Off is what is exceeded in at most this share of a level's cells, which are few in a small picture. No level of 512 x
+# 512 pixels comes to it.
+_LARGEST_OFF_SHARE = 0.4
 _STEP = 4.0
 
 # Logit of the preferred (anchor, class) outputs where their channel is off, and its rise where it is on at one cell
@@ -55,24 +62,29 @@ _BOX_STD = 0.1
 _CALIBRATION_PIXELS = 5 * 512**2
 
 
-def calibrated_state_dict(architecture: str, num_classes: int, seed: int) -> dict[str, torch.Tensor]:
+def calibrated_state_dict(spec: ModelSpec, seed: int) -> dict[str, torch.Tensor]:
     """Draw the weights of an EfficientDet and calibrate them on procedural scenes.
 
     Weights come from numpy's PCG64, the calibration runs in float64, and every statistic that it yields is rounded to
     11 bits, so that the order of a sum (number of threads, CPU) does not show in the result.
 
     Args:
-        architecture: effdet's model name, such as `tf_efficientdet_d0`; its heads must be separable (all D0 to D7 are).
-        num_classes: classes of the head, background not counted.
+        spec: the model.
         seed: another one gives another model. Architecture and number of classes count too.
 
     Returns:
-        float32 state dict of `effdet.create_model(architecture, bench_task="", num_classes=num_classes)`.
+        float32 state dict of `create_model(spec)`.
+
+    Raises:
+        WeightsRefused: its heads are not of separable convolutions, as those of all D0 to D7 are.
     """
-    rng = np.random.Generator(np.random.PCG64([seed, num_classes, *architecture.encode()]))
-    model = create_model(
-        architecture, bench_task="", num_classes=num_classes, pretrained=False, pretrained_backbone=False
-    )
+    rng = np.random.Generator(np.random.PCG64([seed, spec.num_classes, *spec.architecture.encode()]))
+    model = create_model(spec)
+    if not model.config.separable_conv:
+        raise WeightsRefused(
+            f"{spec.name}: {spec.architecture} has no calibrated random weights, because its heads are not separable: "
+            "give it a weights file"
+        )
     model.double().eval()
     _draw_body(model, rng)
     for head in (model.class_net, model.box_net):
@@ -82,9 +94,8 @@ def calibrated_state_dict(architecture: str, num_classes: int, seed: int) -> dic
     kernels = model.class_net.conv_rep[-1].conv_dw.weight.data
     kernels -= kernels.mean(dim=(2, 3), keepdim=True)
 
-    size: int = model.config.image_size[0]
-    features, responses, boxes = _normalise(model, _scenes(rng, size, math.ceil(_CALIBRATION_PIXELS / size**2)))
-    for norm, response, rate in zip(_last_norms(model.class_net), responses, _ON_RATES, strict=True):
+    features, responses, boxes = _normalise(model, _scenes(rng, spec.input))
+    for norm, response, rate in zip(_last_norms(model.class_net), responses, _rates(model), strict=True):
         _set_thresholds(norm, response, rate, rng)
     _draw_class_outputs(model.class_net.predict, rng)
     with torch.no_grad():
@@ -132,7 +143,7 @@ def _draw_body(model: EfficientDet, rng: np.random.Generator) -> None:
 
 def _draw_hidden_layers(head: HeadNet, rng: np.random.Generator) -> None:
     """Make every hidden layer of an effdet `HeadNet` a layer of soft clips, see `_PAIR_SUBTRACTED`."""
-    for repeat, (conv, norms) in enumerate(zip(head.conv_rep, head.bn_rep, strict=True)):
+    for repeat, (conv, norms) in enumerate(zip(head.conv_rep, norms_by_repeat(head), strict=True)):
         channels = conv.conv_pw.out_channels
         kernels = rng.normal(0, 0.2, (channels // 2, 1, 3, 3))
         kernels[:, :, 1, 1] += 1
@@ -144,9 +155,9 @@ def _draw_hidden_layers(head: HeadNet, rng: np.random.Generator) -> None:
             mixture = _of_pairs(rng.standard_normal((channels // 2, channels // 2)))
         _assign(conv.conv_pw.weight, _jittered(np.repeat(mixture / math.sqrt(channels), 2, axis=0), rng))
         for norm in norms:
-            _assign(norm.bn.weight, _CLIP_GAIN * np.repeat(rng.uniform(0.8, 1.2, channels // 2), 2))
+            _assign(norm.weight, _CLIP_GAIN * np.repeat(rng.uniform(0.8, 1.2, channels // 2), 2))
             offsets = np.tile((_CLIP_OFFSET, -_CLIP_OFFSET), channels // 2)
-            _assign(norm.bn.bias, offsets + np.repeat(rng.normal(0, 0.2, channels // 2), 2))
+            _assign(norm.bias, offsets + np.repeat(rng.normal(0, 0.2, channels // 2), 2))
 
 
 def _normalise(
@@ -186,6 +197,7 @@ def _set_thresholds(norm: nn.BatchNorm2d, response: torch.Tensor, rate: float, r
     The quantiles are those of all channels together: a single one has too few responses in a handful of scenes.
     """
     channels = norm.num_features
+    rate = min(rate, _LARGEST_OFF_SHARE * response[0, 0].numel() / _OFF_RATIO)
     of_pairs = response[:, ::2].flatten()
     off, on = (
         _rounded(of_pairs.topk(1 + int(positions * response.shape[0] * (channels // 2))).values[-1]).item()
@@ -212,18 +224,24 @@ def _draw_class_outputs(predict: SeparableConv2d, rng: np.random.Generator) -> N
     _assign(predict.conv_pw.bias, _OFF_LOGIT - drop + rng.normal(0, 0.3, outputs))
 
 
-def _scenes(rng: np.random.Generator, size: int, count: int) -> torch.Tensor:
-    """Normalised float64 pictures of shape (count, 3, size, size), of rising contrast; all but one are letterboxed.
+def _scenes(rng: np.random.Generator, config: InputConfig) -> torch.Tensor:
+    """Normalised float64 pictures of shape (N, 3, height, width), of rising contrast; all but one are letterboxed.
 
     They are dead leaves: shapes of radii r with density r^-3 that cover each other have the edges, the flat areas and
     the 1/f spectrum of photographs (Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 41, 2001).
     """
-    pictures = np.stack([_dead_leaves(rng, size, contrast) for contrast in np.geomspace(0.12, 0.4, count)])
-    pictures = (pictures - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD
+    height, width = config.size
+    count, longer = math.ceil(_CALIBRATION_PIXELS / (height * width)), max(config.size)
+    pictures = np.stack([_dead_leaves(rng, longer, contrast) for contrast in np.geomspace(0.12, 0.4, count)])
+    pictures = (pictures[:, :height, :width] - config.mean) / config.std
+    # The mean colour is 0, and not what rounding it to 8 bits leaves.
+    fill = np.array(config.fill_color) / 255 - config.mean
+    padding = np.where(np.abs(fill) < 0.5 / 255 + 1e-9, 0, fill / config.std)
     for index, share in enumerate(rng.uniform(0.55, 0.8, count)):
-        rows, columns = ((size, size), (int(size * share), size), (size, int(size * share)))[min(index, 1 + index % 2)]
-        pictures[index, rows:] = 0
-        pictures[index, :, columns:] = 0
+        shapes = (height, width), (int(height * share), width), (height, int(width * share))
+        rows, columns = shapes[min(index, 1 + index % 2)]
+        pictures[index, rows:] = padding
+        pictures[index, :, columns:] = padding
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
 
@@ -265,7 +283,13 @@ def _texture(rng: np.random.Generator, size: int, slope: float) -> _Array:
 
 
 def _last_norms(head: HeadNet) -> list[nn.BatchNorm2d]:
-    return [level.bn for level in head.bn_rep[-1]]
+    return norms_by_repeat(head)[-1]
+
+
+def _rates(model: EfficientDet) -> tuple[float, ...]:
+    """`_ON_RATES`; further levels, coarser still, are as the last one."""
+    levels: int = model.config.num_levels
+    return (*_ON_RATES, *_ON_RATES[-1:] * levels)[:levels]
 
 
 def _of_pairs(weight: _Array) -> _Array:

@@ -63,6 +63,13 @@ def fold_batch_norm(model: EfficientDet) -> EfficientDet:
     return model
 
 
+def norms_by_repeat(head: HeadNet) -> list[list[nn.BatchNorm2d]]:
+    """The batch norms of a head, for each repeat one per level; effdet keeps them so or by level first."""
+    if head.bn_level_first:
+        return [list(repeat) for repeat in zip(*head.bn_rep, strict=True)]
+    return [[level.bn for level in repeat] for repeat in head.bn_rep]
+
+
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -78,16 +85,14 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def _folded_head(head: HeadNet) -> FoldedHead:
-    if head.bn_level_first:
-        raise CannotRun("a head with its batch norms by level first is not supported; do not toggle it")
     levels = []
     for level in range(head.num_levels):
         chain: list[nn.Module] = []
-        for conv, norms in zip(head.conv_rep, head.bn_rep, strict=True):
+        for conv, norms in zip(head.conv_rep, norms_by_repeat(head), strict=True):
             layer = copy.copy(conv)
             layer._modules = dict(conv._modules)
             last = "conv_pw" if isinstance(conv, SeparableConv2d) else "conv"
-            setattr(layer, last, _folded(getattr(conv, last), norms[level].bn))
+            setattr(layer, last, _folded(getattr(conv, last), norms[level]))
             chain += [layer, head.act]
         levels.append(nn.Sequential(*chain, head.predict))
     return FoldedHead(levels)

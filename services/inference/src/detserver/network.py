@@ -8,11 +8,10 @@ from effdet.efficientdet import EfficientDet
 
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.postprocess import PostProcessor, RawOutput, detection_output
-from detserver.preprocess import PreparedImage
-from detserver.profiling import count_kernels
+from detserver.preprocess import InputConfig, PreparedImage
 
-Inputs = Mapping[int, torch.Tensor]
-"""Network inputs by size: float32 (B, 3, size, size)."""
+Inputs = Mapping[InputConfig, torch.Tensor]
+"""Network inputs by their configuration: float32 (B, 3, height, width)."""
 
 Forward = Callable[[Inputs], list[RawOutput]]
 """Raw outputs of every model of the set, in its order."""
@@ -44,6 +43,7 @@ class NetworkImpl(BaseModelImpl):
         self.postprocessor = PostProcessor(self.model_set.models, self.device)
         self.forward = self.build(self.build_models())
         self.warm_up()
+        self.remark = "; ".join(self.remarks())
 
     def warm_up(self) -> None:
         """Run once for each batch size."""
@@ -51,13 +51,18 @@ class NetworkImpl(BaseModelImpl):
             self.predict_batch([self.example()] * batch_size)
         self.take_stages()
 
+    def remarks(self) -> list[str]:
+        """What really runs, as far as description and name leave it open; asked when it is loaded, for `remark`."""
+        match list(self.batch_sizes()):
+            case []:
+                return []
+            case [1]:
+                return ["one image at a time"]
+            case sizes:
+                return [f"batches of {', '.join(map(str, sizes))}"]
+
     def forget(self) -> None:
         """Drop what was made for the forward pass that was in use until now."""
-
-    def kernels_per_request(self) -> int:
-        """See `BaseModelImpl.kernels_per_request`."""
-        example = self.example()
-        return count_kernels(lambda: self.predict(example), self.device)
 
     def predict(self, image: PreparedImage) -> list[DetectionOutput]:
         """See `BaseModelImpl.predict`."""
@@ -72,21 +77,21 @@ class NetworkImpl(BaseModelImpl):
         return outputs[: len(images)]
 
     def detect(self, images: Sequence[PreparedImage]) -> torch.Tensor:
-        """Rows of detections, float32 (M, B, 100, 6) on the host, of a batch of one of the sizes that there are."""
+        """Rows of detections, float32 (M, B, N, 6) on the host, of a batch of one of the sizes that there are."""
         with self.stage("forward"):
-            inputs = {size: self.stacked(images, size).to(self.device) for size in self.model_set.image_sizes}
+            inputs = {config: self.stacked(images, config).to(self.device) for config in self.model_set.inputs}
             raw = self.forward(inputs)
         with self.stage("postprocess"):
             return self.postprocessor(raw, *(part.to(self.device) for part in self.geometry(images)))
 
-    def stacked(self, images: Sequence[PreparedImage], size: int) -> torch.Tensor:
-        """Network inputs of one size, float32 (B, 3, size, size) on the host."""
-        pixels = torch.stack([image.inputs[size].pixels for image in images])
+    def stacked(self, images: Sequence[PreparedImage], config: InputConfig) -> torch.Tensor:
+        """Network inputs of one configuration, float32 (B, 3, height, width) on the host."""
+        pixels = torch.stack([image.inputs[config].pixels for image in images])
         return pixels.contiguous(memory_format=self.memory_format)
 
     def geometry(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
         """`scales` and `sizes` of `PostProcessor.__call__`, on the host."""
-        scales = [[image.inputs[spec.image_size].scale for image in images] for spec in self.model_set.models]
+        scales = [[image.inputs[spec.input].scale for image in images] for spec in self.model_set.models]
         return torch.tensor(scales), torch.tensor([[image.width, image.height] for image in images], dtype=torch.float)
 
     def _outputs(self, rows: torch.Tensor) -> list[list[DetectionOutput]]:
@@ -109,6 +114,6 @@ def pieces(images: Sequence[PreparedImage], sizes: Sequence[int]) -> Iterator[Se
         yield [*piece, *[piece[-1]] * (size - len(piece))]
 
 
-def one_after_the_other(networks: Sequence[tuple[int, Callable[[torch.Tensor], RawOutput]]]) -> Forward:
-    """The forward pass of networks, given with their input sizes, that know nothing of each other."""
-    return lambda inputs: [network(inputs[size]) for size, network in networks]
+def one_after_the_other(networks: Sequence[tuple[InputConfig, Callable[[torch.Tensor], RawOutput]]]) -> Forward:
+    """The forward pass of networks, given with their input configurations, that know nothing of each other."""
+    return lambda inputs: [network(inputs[config]) for config, network in networks]

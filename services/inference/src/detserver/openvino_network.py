@@ -17,11 +17,11 @@ from effdet.efficientdet import EfficientDet
 from torch import nn
 
 from detserver.folding import fold_batch_norm
-from detserver.network import Forward, one_after_the_other
 from detserver.plane_mean import with_accurate_means
 from detserver.postprocess import RawOutput
+from detserver.preprocess import InputConfig
 from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet
+from detserver.zoo import ModelSet, ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,23 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def openvino_forward(
+def prepare(model_set: ModelSet, weights: WeightsStore) -> None:
+    """Import OpenVINO, and convert those of a set's networks that are not kept in the cache yet."""
+    _openvino()
+    for spec in model_set.models:
+        folder = _folder(spec, weights)
+        if not _file(folder).is_file():
+            _convert(weights.model(spec), spec.name, folder)
+
+
+def openvino_networks(
     model_set: ModelSet, models: Sequence[EfficientDet], weights: WeightsStore, dtype: torch.dtype
-) -> Forward:
-    """The forward pass, for one image, of a set's networks, which are changed; converted ones are kept in the cache."""
-    versions = f"openvino{version('openvino')}_torch{version('torch')}_{_CONVERSION}"
-    networks = []
-    for spec, model in zip(model_set.models, models, strict=True):
-        identity = f"{spec.architecture}_{spec.num_classes}_{weights.get(spec).fingerprint[:16]}_{versions}"
-        network = OpenVinoNetwork(model, spec.name, weights.cache_dir / "openvino" / identity, dtype)
-        networks.append((spec.image_size, network))
-    return one_after_the_other(networks)
+) -> list[tuple[InputConfig, "OpenVinoNetwork"]]:
+    """A set's networks with their input configurations, each for one image; `models` are changed."""
+    return [
+        (spec.input, OpenVinoNetwork(model, spec.name, _folder(spec, weights), dtype))
+        for spec, model in zip(model_set.models, models, strict=True)
+    ]
 
 
 class OpenVinoNetwork:
@@ -61,17 +67,19 @@ class OpenVinoNetwork:
         name: for the log.
         folder: keeps the converted network; where it exists already the conversion, which takes seconds, is left out.
         dtype: of the arithmetic. OpenVINO keeps to float32 on a CPU without bfloat16.
+
+    Attributes:
+        precision: of the arithmetic, as OpenVINO has chosen: f32, bf16.
     """
 
     def __init__(self, model: EfficientDet, name: str, folder: Path, dtype: torch.dtype) -> None:
         openvino = _openvino()
-        path = folder / "network.xml"
+        path = _file(folder)
         if not path.is_file():
             _convert(model, name, folder)
         core = openvino.Core()
-        size = model.config.image_size[0]
         network = core.read_model(path)
-        network.reshape([1, 3, size, size])  # a fixed shape runs in 0.86 of the time of a free one
+        network.reshape([1, 3, *model.config.image_size])  # a fixed shape runs in 0.86 of the time of a free one
         self._levels = model.config.num_levels
         self._compiled: Any = core.compile_model(
             network,
@@ -83,11 +91,23 @@ class OpenVinoNetwork:
             },
         )
 
+        self.precision: str = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+
     def __call__(self, pixels: torch.Tensor) -> RawOutput:
-        """Raw outputs of pixels (1, 3, size, size); they are overwritten by the next call."""
+        """Raw outputs of pixels (1, 3, height, width); they are overwritten by the next call."""
         found = self._compiled(pixels.float().numpy(), share_inputs=True, share_outputs=True)
         tensors = [torch.from_numpy(found[port]) for port in self._compiled.outputs]
         return tensors[: self._levels], tensors[self._levels :]
+
+
+def _folder(spec: ModelSpec, weights: WeightsStore) -> Path:
+    versions = f"openvino{version('openvino')}_torch{version('torch')}_{_CONVERSION}"
+    identity = f"{spec.identity}_{weights.get(spec).fingerprint[:16]}_{versions}"
+    return weights.cache_dir / "openvino" / identity
+
+
+def _file(folder: Path) -> Path:
+    return folder / "network.xml"
 
 
 def _openvino() -> Any:
@@ -110,15 +130,14 @@ def _convert(model: EfficientDet, name: str, folder: Path) -> None:
     openvino = _openvino()
     log.info("%s: converting for OpenVINO, once per machine", name)
     start = time.perf_counter()
-    size = model.config.image_size[0]
     exported = torch.export.export(
-        _Flat(with_accurate_means(fold_batch_norm(model))).eval(), (torch.zeros(1, 3, size, size),)
+        _Flat(with_accurate_means(fold_batch_norm(model))).eval(), (torch.zeros(1, 3, *model.config.image_size),)
     )
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     temporary.mkdir(parents=True)
     try:
         # Not to float16, which is OpenVINO's default for a file.
-        openvino.save_model(openvino.convert_model(exported), temporary / "network.xml", compress_to_fp16=False)
+        openvino.save_model(openvino.convert_model(exported), _file(temporary), compress_to_fp16=False)
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process was first

@@ -1,7 +1,8 @@
 """From the networks' raw outputs to detections, for all models and images of a batch at once.
 
 The results are effdet's (`effdet.bench._post_process`, `effdet.anchors.generate_detections`): top 5000 (anchor, class)
-pairs by logit, boxes decoded and clipped, per-class NMS at IoU 0.5, the 100 of highest score. The work is less:
+pairs by logit, boxes decoded and clipped, per-class NMS at IoU 0.5, the 100 of highest score (both numbers are those of
+each model's configuration). The work is less:
 
 - effdet sorts out the 5000 among all pairs (ten million for D2), after copying them twice. Any pair among the k
   highest belongs to one of the k anchors with the highest maximum over classes; so the maximum goes first, and what is
@@ -11,27 +12,27 @@ pairs by logit, boxes decoded and clipped, per-class NMS at IoU 0.5, the 100 of 
 - NMS runs over (model, image, class) together; one copy to the host per batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from effdet import get_efficientdet_config
 from effdet.anchors import Anchors, decode_box_outputs
 from torchvision.ops import nms
 
 from detserver.implementations.base import DetectionOutput
 from detserver.zoo import ModelSpec
 
-# effdet's `max_detection_points`, the IoU in `generate_detections`, and `max_det_per_image`.
-CANDIDATES = 5000
-IOU_THRESHOLD = 0.5
-DETECTIONS = 100
+IOU_THRESHOLD = 0.5  # effdet's, in `generate_detections`
 
 _FIRST_CANDIDATES = 1000
 # Greedy suppression chains of a photograph are 3 to 8 boxes long; a longer one is seen, and done on the host.
 _ROUNDS = 12
+
+# Logit, class, box code and anchor of a candidate that is none: an empty box of score 0.
+_NO_PAIR = (-math.inf, -1, 0, 0)
 
 Levels = Sequence[torch.Tensor]
 RawOutput = tuple[Levels, Levels]
@@ -45,7 +46,7 @@ class Candidates:
     Attributes:
         boxes: float32 (M, B, k, 4): x1, y1, x2, y2 in pixels of the network input, clipped to the picture.
         scores: float32 (M, B, k).
-        classes: int64 (M, B, k), from 0.
+        classes: int64 (M, B, k), from 0. -1 is no pair: a model that has less than k ends in such ones, of score 0.
     """
 
     boxes: torch.Tensor
@@ -63,7 +64,13 @@ class PostProcessor:
 
     def __init__(self, models: Sequence[ModelSpec], device: torch.device) -> None:
         self._classes = [model.num_classes for model in models]
-        configs = [get_efficientdet_config(model.architecture) for model in models]
+        configs = [model.config() for model in models]
+        self._candidates = [int(config.max_detection_points) for config in configs]
+        self._limits = [int(config.max_det_per_image) for config in configs]
+        self._detections = max(self._limits)
+        """N: rows per model and image; those beyond a model's own limit are zeros."""
+        positions = torch.arange(self._detections)
+        self._within = torch.stack([positions < limit for limit in self._limits])[:, None].to(device)
         self._anchors = [Anchors.from_config(config).boxes.to(device) for config in configs]
 
     def __call__(self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -75,48 +82,68 @@ class PostProcessor:
             sizes: float32 (B, 2): width and height of the pictures, pixels; effdet's `img_size`.
 
         Returns:
-            float32 (M, B, 100, 6) on the host: x1, y1, x2, y2 in pixels of the picture, score, class from 1; descending
-            by score, rows of zeros where there are less than 100.
+            float32 (M, B, N, 6) on the host, N the largest `max_det_per_image`: x1, y1, x2, y2 in pixels of the
+            picture, score, class from 1; descending by score, rows of zeros where there are less than N.
         """
         if scales.device.type == "cuda":
             host = self.fixed_shape(raw, scales, sizes).cpu()
             return host[..., :6] if is_complete(host) else self.all_candidates(raw, scales, sizes)
-        candidates = self.candidates(raw, scales, sizes, _FIRST_CANDIDATES)
-        rows = _suppress(candidates, scales)
-        return rows if (rows[..., 5] > 0).all() else self.all_candidates(raw, scales, sizes)
+        rows = self._suppress(self.candidates(raw, scales, sizes, _FIRST_CANDIDATES), scales)
+        complete = (rows[..., 5] > 0) | ~self._within.cpu()
+        return rows if complete.all() else self.all_candidates(raw, scales, sizes)
 
     def all_candidates(self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        """As `__call__`, from 5000 candidates at once: where the first 1000 leave less than 100 detections."""
-        return _suppress(self.candidates(raw, scales, sizes, CANDIDATES), scales)
+        """As `__call__`, from all candidates at once: where the first 1000 leave less than N detections."""
+        return self._suppress(self.candidates(raw, scales, sizes), scales)
 
     def fixed_shape(self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """As `__call__` from the first 1000 candidates, without a step that waits for the device: for CUDA graphs.
 
         Returns:
-            float32 (M, B, 100, 7) on the device; what is more is for `is_complete`, which says whether the first 1000
+            float32 (M, B, N, 7) on the device; what is more is for `is_complete`, which says whether the first 1000
             were enough.
         """
-        candidates = self.candidates(raw, scales, sizes, CANDIDATES)
+        candidates = self.candidates(raw, scales, sizes)
         k = min(_FIRST_CANDIDATES, candidates.scores.shape[2])
         keep, settled = _suppressed_in_rounds(_offset_by_class(candidates)[:, :, :k])
-        # The first 100 that are kept, in their order: the kept ones get k, k-1, ... and the others 0.
+        # The first N that are kept, in their order: the kept ones get k, k-1, ... and the others 0.
         order = torch.arange(k, 0, -1, device=keep.device)
-        ranks, index = (keep * order).topk(min(DETECTIONS, k), dim=2)
-        found = (ranks > 0)[..., None]
+        ranks, index = (keep * order).topk(min(self._detections, k), dim=2)
+        within = self._within[..., : index.shape[2]]
+        found = ((ranks > 0) & within)[..., None]
         rows = torch.where(found, _rows(candidates, index, scales), 0)
-        complete = (found & settled[:, :, None, None]).to(rows.dtype)
+        complete = (((ranks > 0) | ~within) & settled[:, :, None])[..., None].to(rows.dtype)
         return torch.cat([rows, complete], dim=3)
 
-    def candidates(self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor, count: int) -> Candidates:
-        """The `count` highest (anchor, class) pairs per model and image."""
-        per_model = zip(raw, self._classes, self._anchors, strict=True)
-        chosen = [_highest(levels, boxes, classes, anchors, count) for (levels, boxes), classes, anchors in per_model]
-        logits, classes, codes, anchors = (torch.stack(parts) for parts in zip(*chosen, strict=True))
+    def candidates(
+        self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor, at_most: int | None = None
+    ) -> Candidates:
+        """The highest (anchor, class) pairs per model and image: `max_detection_points` of each model, or `at_most`."""
+        counts = [count if at_most is None else min(count, at_most) for count in self._candidates]
+        per_model = zip(raw, self._classes, self._anchors, counts, strict=True)
+        chosen = [_highest(*levels, classes, anchors, count) for levels, classes, anchors, count in per_model]
+        longest = max(counts)
+        padded = [[_padded(part, longest, fill) for part, fill in zip(each, _NO_PAIR, strict=True)] for each in chosen]
+        logits, classes, codes, anchors = (torch.stack(parts) for parts in zip(*padded, strict=True))
         shape = codes.shape
         boxes = decode_box_outputs(codes.float().flatten(0, 2), anchors.flatten(0, 2), output_xyxy=True).view(shape)
         # As effdet.anchors.clip_boxes_xyxy, which takes one picture.
         limits = (sizes / scales[:, :, None]).repeat(1, 1, 2)[:, :, None]
         return Candidates(boxes.clamp(min=0).minimum(limits), logits.float().sigmoid(), classes)
+
+    def _suppress(self, candidates: Candidates, scales: torch.Tensor) -> torch.Tensor:
+        """NMS of each model and image by torchvision; returns rows (M, B, N, 6) on the host."""
+        boxes = _offset_by_class(candidates)
+        models, batch = scales.shape
+        parts = (candidates.boxes, candidates.scores, candidates.classes)
+        rows = torch.zeros(models, batch, self._detections, 6)
+        for model, limit in enumerate(self._limits):
+            for image in range(batch):
+                kept = nms(boxes[model, image], candidates.scores[model, image].to(boxes.dtype), IOU_THRESHOLD)
+                index = kept[:limit].expand(1, 1, -1)
+                here = Candidates(*(part[model, image][None, None] for part in parts))
+                rows[model, image, : index.shape[2]] = _rows(here, index, scales[model, image].view(1, 1))[0, 0]
+        return rows
 
 
 def is_complete(rows: torch.Tensor) -> bool:
@@ -131,7 +158,7 @@ def detection_output(
 
     Args:
         rows: float32 of shape (N, 6): x1, y1, x2, y2, score, class from 1; rows of zeros are effdet's padding up to
-            100 rows (effdet.anchors.generate_detections) and are dropped.
+            `max_det_per_image` rows (effdet.anchors.generate_detections) and are dropped.
         inference_time_ms: see `DetectionOutput`.
     """
     labels = rows[:, 5].astype(np.int64)
@@ -157,6 +184,14 @@ def _highest(
     return top, flat % num_classes, codes.gather(1, anchor[:, :, None].expand(-1, -1, 4)), anchors[anchor]
 
 
+def _padded(part: torch.Tensor, count: int, fill: float) -> torch.Tensor:
+    """`part` (B, k, ...) with `fill` appended until k is `count`."""
+    missing = count - part.shape[1]
+    if missing == 0:
+        return part
+    return torch.cat([part, part.new_full((len(part), missing, *part.shape[2:]), fill)], dim=1)
+
+
 def _logits_of(cells: Levels, anchor: torch.Tensor) -> torch.Tensor:
     """Logits of all classes, (B, k, classes), of the numbered anchors (B, k); no shape depends on where they are."""
     per_cell = cells[0].shape[1]
@@ -171,22 +206,6 @@ def _logits_of(cells: Levels, anchor: torch.Tensor) -> torch.Tensor:
         result = torch.where((anchor >= start)[:, :, None], here, result)
         start += count
     return result
-
-
-def _suppress(candidates: Candidates, scales: torch.Tensor) -> torch.Tensor:
-    """NMS of each model and image by torchvision; returns rows (M, B, 100, 6) on the host."""
-    boxes = _offset_by_class(candidates)
-    models, batch = scales.shape
-    rows = torch.zeros(models, batch, DETECTIONS, 6)
-    for model in range(models):
-        for image in range(batch):
-            kept = nms(boxes[model, image], candidates.scores[model, image].to(boxes.dtype), IOU_THRESHOLD)
-            index = kept[:DETECTIONS].expand(1, 1, -1)
-            here = Candidates(
-                *(part[model, image][None, None] for part in (candidates.boxes, candidates.scores, candidates.classes))
-            )
-            rows[model, image, : index.shape[2]] = _rows(here, index, scales[model, image].view(1, 1))[0, 0]
-    return rows
 
 
 def _offset_by_class(candidates: Candidates) -> torch.Tensor:

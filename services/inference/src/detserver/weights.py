@@ -9,26 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import effdet
-import httpx
-import torch
 from effdet.efficientdet import EfficientDet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models import load_state_dict
 
 from detserver import calibrate
-from detserver.download import ChecksumMismatch, download
+from detserver.checkpoint import StateDict, read_checkpoint
+from detserver.configuration import published_weights, takes_published_weights
+from detserver.download import ChecksumMismatch, DownloadFailed, Unreachable, download
 from detserver.errors import WeightsRefused
-from detserver.zoo import ModelSpec, default_config
+from detserver.zoo import ModelSpec, create_model
 
 log = logging.getLogger(__name__)
 
 Source = Literal["pretrained", "local", "random"]
-StateDict = dict[str, torch.Tensor]
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
-_KEYS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -46,22 +42,17 @@ class Weights:
     fingerprint: str
 
 
-def create_model(spec: ModelSpec) -> EfficientDet:
-    """effdet's network of `spec`, without its post-processing, with no weights of value; it asks no network."""
-    return effdet.create_model(
-        spec.architecture, bench_task="", num_classes=spec.num_classes, pretrained=False, pretrained_backbone=False
-    )
-
-
 class WeightsStore:
     """Finds the weights of each model once, and keeps them.
+
+    The first download that finds no network is the last one that is tried.
 
     Args:
         weights_dir: local and downloaded files.
         cache_dir: calibrated random weights are kept here, because calibration takes seconds.
         seed: of the random weights.
         allow_download: whether effdet's weights may be fetched.
-        mirror: base URL of the weights files; None takes effdet's own.
+        mirror: base URL of the weights files; None or empty takes effdet's own.
     """
 
     def __init__(
@@ -99,12 +90,12 @@ class WeightsStore:
     def _find(self, spec: ModelSpec) -> tuple[Source, StateDict]:
         local = self._local_file(spec)
         if local is not None:
-            return "local", read_weights(local, spec)
-        published = default_config(spec.architecture)
-        if published.url and spec.num_classes == published.num_classes:
-            pretrained = self._pretrained_file(published.url)
+            return "local", read_checkpoint(local, spec)
+        url, num_classes = published_weights(spec.architecture)
+        if url and spec.num_classes == num_classes and takes_published_weights(spec.overrides):
+            pretrained = self._pretrained_file(url)
             if pretrained is not None:
-                return "pretrained", read_weights(pretrained, spec)
+                return "pretrained", read_checkpoint(pretrained, spec)
         return "random", self._random(spec)
 
     def _local_file(self, spec: ModelSpec) -> Path | None:
@@ -113,7 +104,8 @@ class WeightsStore:
                 raise WeightsRefused(f"{spec.name}: there is no weights file {spec.weights_file}")
             return spec.weights_file
         names = [spec.name]
-        if spec.num_classes == default_config(spec.architecture).num_classes:
+        _, num_classes = published_weights(spec.architecture)
+        if spec.num_classes == num_classes and takes_published_weights(spec.overrides):
             names.append(spec.architecture)
         candidates = (self._weights_dir / f"{name}{suffix}" for name in names for suffix in _SUFFIXES)
         return next((path for path in candidates if path.is_file()), None)
@@ -136,10 +128,12 @@ class WeightsStore:
             raise WeightsRefused(
                 f"{error}; try again, or set DETSERVER_WEIGHTS_DOWNLOAD=false to run on random weights"
             ) from error
-        except (httpx.HTTPError, OSError) as error:
-            log.warning(
-                "no download of %s (%s): calibrated random weights instead", name, error or type(error).__name__
-            )
+        except Unreachable as error:
+            self._allow_download = False
+            log.warning("no download of pretrained weights (%s): calibrated random ones, all models", error)
+            return None
+        except (DownloadFailed, OSError) as error:
+            log.warning("no download of %s (%s): calibrated random weights instead", name, error)
             return None
         return path
 
@@ -148,14 +142,14 @@ class WeightsStore:
         recipe = hashlib.sha256(Path(calibrate.__file__).read_bytes())
         for package in ("torch", "effdet", "timm"):
             recipe.update(version(package).encode())
-        name = f"{spec.architecture}_{spec.num_classes}_seed{seed}_{recipe.hexdigest()[:12]}.safetensors"
+        name = f"{spec.identity}_seed{seed}_{recipe.hexdigest()[:12]}.safetensors"
         path = self.cache_dir / "random-weights" / name
         try:
             return load_file(path)
         except (OSError, SafetensorError):
             pass  # not made yet, or cut off by a full disk: made anew
         log.info("%s: calibrating random weights", spec.name)
-        state_dict = calibrate.calibrated_state_dict(spec.architecture, spec.num_classes, seed)
+        state_dict = calibrate.calibrated_state_dict(spec, seed)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.partial")
@@ -178,44 +172,3 @@ def fingerprint(state_dict: StateDict) -> str:
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_weights(path: Path, spec: ModelSpec) -> StateDict:
-    """Read a `.pth` or `.safetensors` file in effdet's layout, EMA weights first where a checkpoint has them.
-
-    Raises:
-        WeightsRefused: not readable as weights alone (`weights_only=True`), not the model of `spec`, or not finite.
-    """
-    try:
-        found: StateDict = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zipfile and safetensors raise classes of their own, with long texts
-        reason = str(error).strip().split("\n")[0][:200]
-        raise WeightsRefused(f"{path} cannot be read as weights of {spec.name} ({reason})") from error
-    expected = create_model(spec).state_dict()
-    _check(path, spec, expected, found)
-    # Missing counters of training steps are the only difference that `_check` lets pass.
-    return {key: found[key].to(value.dtype) if key in found else value for key, value in expected.items()}
-
-
-def _check(path: Path, spec: ModelSpec, expected: StateDict, found: StateDict) -> None:
-    differences = []
-    for key in sorted(expected.keys() | found.keys()):
-        if key.endswith("num_batches_tracked"):
-            continue
-        if key not in found:
-            differences.append(f"{key} is missing")
-        elif key not in expected:
-            differences.append(f"{key} is not part of the model")
-        elif not isinstance(found[key], torch.Tensor):
-            differences.append(f"{key} is no tensor")
-        elif found[key].shape != expected[key].shape:
-            differences.append(f"{key} has shape {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}")
-    if differences:
-        raise WeightsRefused(
-            f"{path} is not {spec.architecture} with {spec.num_classes} classes ({spec.name}): "
-            f"{len(differences)} tensors differ, first {'; '.join(differences[:_KEYS_SHOWN])}. "
-            "Put this model's weights there, or take the file away to use downloaded or random ones"
-        )
-    for key, value in found.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise WeightsRefused(f"{path}: {key} of {spec.name} holds a NaN or an infinity; the file is damaged")

@@ -45,7 +45,7 @@ class GroupedEfficientDet(nn.Module):
         """Each member's raw outputs.
 
         Args:
-            pixels: (B, 3, size, size), the same for all members.
+            pixels: (B, 3, height, width), the same for all members.
         """
         features = self.fpn(self.backbone(pixels))
         classes, boxes = self.class_net(features), self.box_net(features)
