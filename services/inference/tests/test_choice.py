@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detserver import choice
+from detserver import choice, compiling
 from detserver.choice import ChosenImpl, Variant
 from detserver.weights import WeightsStore
 from detserver.zoo import BUILT_IN, ModelSet
@@ -26,7 +26,7 @@ def variant(name: str, seconds: float, timed: list[str]) -> Variant:
         timed.append(name)
         return raw
 
-    return Variant(name, lambda _, finish: lambda inputs: [run(inputs[512])])
+    return Variant(name, lambda _, finish: lambda inputs: [run(inputs[SET.models[0].input])])
 
 
 class Choosing(ChosenImpl):
@@ -65,6 +65,17 @@ def test_the_fastest_runs_and_is_remembered(weights: WeightsStore, tmp_path: Pat
     assert json.loads(file.read_text()).keys() == {"slow", "fast"}
 
 
+class Clock:
+    """In place of the module `time`: goes on only where it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
 class Doubling(torch.nn.Module):
     """What a compiler can be tried on quickly."""
 
@@ -82,7 +93,7 @@ class Compiling(Choosing):
 
         def build(models, finish):
             network, forward = finish(Doubling()), found_nothing(models, finish)
-            return lambda inputs: (network(inputs[512]), forward(inputs))[1]
+            return lambda inputs: (network(inputs[SET.models[0].input]), forward(inputs))[1]
 
         return [Variant("eager", build)]
 
@@ -96,7 +107,8 @@ def test_a_load_compiles_for_a_bounded_time_and_the_next_one_goes_on(
     monkeypatch.setattr(choice, "_COMPILE_FOR_S", 0.0)
     implementation = Compiling(SET, weights, torch.device("cpu"))
     implementation.load()
-    assert "eager, compiled" in implementation.remark
+    assert implementation.remark.startswith("eager (")
+    assert "not compiled: 0 s of torch.compile were not enough for a network" in implementation.remark
     assert not compiled
     assert not (tmp_path / "choices").exists()
 
@@ -105,7 +117,47 @@ def test_a_load_compiles_for_a_bounded_time_and_the_next_one_goes_on(
     implementation.load()
     assert compiled
     assert implementation.compile_s is not None
+    assert "eager, compiled" in implementation.remark
+    assert "not compiled" not in implementation.remark
     assert (tmp_path / "choices").exists()
+
+
+def test_what_of_a_compiled_variant_runs_eager_is_named_by_its_shape(
+    weights: WeightsStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    clock = Clock()
+    monkeypatch.setattr(compiling, "time", clock)
+    monkeypatch.setattr(choice, "time", clock)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+    class Batches(Compiling):
+        def batch_sizes(self) -> tuple[int, ...]:
+            return (1, 4, 16)
+
+        def predict_batch(self, images):
+            found = super().predict_batch(images)
+            clock.now += 400 if len(images) == 4 else 0  # so that batches of 16 come after the five minutes
+            return found
+
+    def build(models, finish):
+        network = finish(Doubling())
+        levels = [(9 * 7, 36, size) for size in (64, 32, 16, 8, 4)]
+
+        def forward(inputs):
+            batch = network(inputs[SET.models[0].input]).shape[0]
+            classes = [torch.full((batch, c, size, size), -9.0) for c, _, size in levels]
+            return [(classes, [torch.zeros(batch, b, size, size) for _, b, size in levels])]
+
+        return forward
+
+    monkeypatch.setattr(Batches, "variants", lambda _: [Variant("plain", build)])
+    monkeypatch.setattr(choice, "_read", lambda *_: {"plain": 2.0, "plain, compiled": 1.0})
+    implementation = Batches(SET, weights, torch.device("cpu"))
+    implementation.load()
+    eager = "plain, compiled, but eager, because 300 s of torch.compile were over: 512 x 512 px in batches of 16"
+    assert implementation.remark.startswith(eager)
+    assert implementation.remark.endswith("batches of 1, 4, 16")
+    assert eager in caplog.text
 
 
 def test_a_variant_that_does_not_compile_is_left_out(
@@ -144,7 +196,7 @@ def test_in_bfloat16_the_networks_get_bfloat16(weights: WeightsStore, photos: li
             def build(models, finish):
                 assert {p.dtype for p in finish(models[0]).parameters()} == {torch.bfloat16}
                 forward = made.build(models, finish)
-                return lambda inputs: (seen.append(inputs[512].dtype), forward(inputs))[1]
+                return lambda inputs: (seen.append(inputs[SET.models[0].input].dtype), forward(inputs))[1]
 
             return [Variant("only", build)]
 

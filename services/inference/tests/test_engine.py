@@ -4,14 +4,16 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from detserver import engine as engine_module
 from detserver.engine import Answer, Engine
-from detserver.errors import CannotRun, InferenceFailed, NotReady, OutOfMemory, QueueFull
+from detserver.errors import CannotRun, DeviceFailed, InferenceFailed, NotReady, OutOfMemory, QueueFull
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.preprocess import PreparedImage, prepare
@@ -30,6 +32,9 @@ class Batching(BaseModelImpl):
     max_batch_size = 4
     go = threading.Event()
     batches: list[int] = []  # noqa: RUF012
+
+    def prepare(self) -> None:
+        pass
 
     def load(self) -> None:
         self.batches.clear()
@@ -51,6 +56,19 @@ class Broken(Batching):
 
     def predict_batch(self, images: Sequence[PreparedImage]) -> list[list[DetectionOutput]]:
         raise self.error
+
+
+class FailsOnce(Batching):
+    name = "fails-once"
+    failed = False
+
+    def predict_batch(self, images: Sequence[PreparedImage]) -> list[list[DetectionOutput]]:
+        if not self.failed:
+            type(self).failed = True
+            self.count("forward", 1000.0)
+            raise RuntimeError("in the middle")
+        with self.stage("forward"):
+            return super().predict_batch(images)
 
 
 class NotANumber(Batching):
@@ -77,7 +95,7 @@ class BrokenLoad(Batching):
 
 
 def image(width: int) -> PreparedImage:
-    return prepare(Image.new("RGB", (width, 10)), [64])
+    return prepare(Image.new("RGB", (width, 10)), SET.inputs)
 
 
 @pytest.fixture
@@ -107,7 +125,7 @@ def test_what_waits_is_run_as_one_batch_and_each_gets_its_own_answer(engine: Eng
     assert Batching.batches == [1, 4, 1]
     assert [answer.batch_size for answer in answers] == [1, 4, 4, 4, 4, 1]
     assert [round(1000 * float(answer.outputs[0].scores[0])) for answer in answers] == widths
-    assert all(answer.queue_s >= 0 and answer.forward_s >= 0 for answer in answers)
+    assert all(0 <= answer.forward_s <= answer.ended - answer.started for answer in answers)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +141,29 @@ def test_a_failure_is_the_answer_of_its_batch_alone(engine: Engine, error, answe
     assert {type(each) for each in failed} == {answer}
     assert text in str(failed[0])
     assert len(asyncio.run(gather(engine, [100]))[0].outputs) == 1
+
+
+def test_what_nobody_waits_for_any_more_is_not_run(engine: Engine):
+    async def ask_and_give_up() -> None:
+        asked = []
+        for width in (100, 200, 300):
+            asked.append(asyncio.create_task(engine.infer(Batching, SET, image(width))))
+            await asyncio.sleep(0.1)
+        asked[1].cancel()
+        await asyncio.sleep(0.1)
+        Batching.go.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(ask_and_give_up())
+    assert Batching.batches == [1, 1]
+
+
+def test_the_stages_of_a_batch_that_failed_are_not_those_of_the_next(engine: Engine):
+    Batching.go.set()
+    FailsOnce.failed = False
+    assert isinstance(asyncio.run(gather(engine, [1], FailsOnce))[0], InferenceFailed)
+    (answer,) = asyncio.run(gather(engine, [1], FailsOnce))
+    assert answer.forward_s < 1000
 
 
 def test_a_whole_batch_is_timed_as_often_as_asked_after_one_that_does_not_count(engine: Engine):
@@ -164,6 +205,7 @@ def test_what_waits_when_the_server_ends_is_answered(engine: Engine):
         for width in range(1, 9):
             asked.append(asyncio.create_task(engine.infer(Batching, SET, image(width))))
             await asyncio.sleep(0.1)
+        asked.pop(3).cancel()
         stopping = asyncio.create_task(asyncio.to_thread(engine.stop))
         await asyncio.sleep(0.1)
         Batching.go.set()
@@ -173,3 +215,92 @@ def test_what_waits_when_the_server_ends_is_answered(engine: Engine):
     answers = asyncio.run(ask_and_stop())
     assert isinstance(answers[0], Answer)
     assert {type(each) for each in answers[1:]} == {NotReady}
+
+
+def test_where_the_device_is_broken_everything_is_answered_with_the_reason_and_nothing_runs_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    store = WeightsStore(tmp_path, tmp_path, seed=0, allow_download=False)
+    engine = Engine(Registry(), store, torch.device("cpu"), queue_size=9, on_device_failure=told.append)
+    engine.start()
+    Batching.go.set()
+    monkeypatch.setattr(engine_module, "why_broken", lambda _: "CUDA error: unspecified launch failure")
+
+    class Sticky(Broken):
+        def predict_batch(self, images: Sequence[PreparedImage]) -> list[list[DetectionOutput]]:
+            Batching.batches.append(len(images))
+            while engine.depth < 2:
+                pass
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    async def ask() -> list:
+        asked = [engine.infer(each, SET, image(1)) for each in (Sticky, Batching, Batching)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [*answers, *await asyncio.gather(engine.infer(Batching, SET, image(1)), return_exceptions=True)]
+
+    answers = asyncio.run(ask())
+    assert [type(answer) for answer in answers] == [DeviceFailed] * 4
+    assert {str(answer) for answer in answers} == {*told}
+    assert len(told) == 1
+    assert told[0].endswith("CUDA error: unspecified launch failure")
+    assert Batching.batches == [1]
+    assert engine.device_failed
+    engine.stop()
+
+
+class Clock:
+    """In place of the module `time`: stands still but for what is said to take time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_what_is_shared_is_made_before_the_clock_of_a_load_starts(
+    engine: Engine, store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    monkeypatch.setattr(engine_module, "time", clock)
+    monkeypatch.setattr(engine, "_weights", store)
+    monkeypatch.setattr(engine_module, "use_libraries", lambda _: setattr(clock, "now", clock.now + 1000))
+    monkeypatch.setattr(store, "get", lambda _: setattr(clock, "now", clock.now + 100))
+
+    class First(Batching):
+        name = "first"
+        makes: ClassVar[list[str]] = []
+
+        def prepare(self) -> None:
+            BaseModelImpl.prepare(self)
+            if not self.makes:  # a converted file, for example
+                self.makes.append(self.name)
+                clock.now += 10
+
+        def load(self) -> None:
+            clock.now += 1
+
+    class Second(First):
+        name = "second"
+
+    for order in ((First, Second), (Second, First)):
+        First.makes.clear()
+        for each in order:
+            assert asyncio.run(engine.load(each, SET)).load_s == 1
+            assert asyncio.run(engine.unload(each, SET))
+
+
+def test_an_implementation_is_told_before_it_is_unloaded(engine: Engine):
+    class Ordered(Batching):
+        name = "ordered"
+        told: ClassVar[list[str]] = []
+
+        def unload(self) -> None:
+            self.told.append("unload")
+
+    asyncio.run(engine.load(Ordered, SET))
+    asyncio.run(engine.unload(Ordered, SET))
+    asyncio.run(engine.load(Ordered, SET))
+    engine.stop()
+    assert Ordered.told == ["unload", "unload"]

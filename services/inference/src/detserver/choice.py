@@ -18,6 +18,8 @@ from effdet.efficientdet import EfficientDet
 from torch import nn
 
 from detserver import compiling
+from detserver.compiling import CompiledInTime
+from detserver.configuration import input_config
 from detserver.folding import fold_batch_norm
 from detserver.grouping import GroupedEfficientDet
 from detserver.machine import describe
@@ -53,12 +55,16 @@ class Variant:
     can_compile: bool = True
 
 
+class _NotInTime(Exception):
+    """Raised when no network of a variant was compiled before the time was over."""
+
+
 class ChosenImpl(NetworkImpl):
     """Times its variants with one image on the first load, keeps the fastest, and remembers it for later loads.
 
     Where it `compiles`, the fastest one is then timed through torch.compile, too, for which a load has five minutes:
-    what is not compiled by then runs eager, and the next load goes on from the cache. A subclass defines `variants`.
-    Its `dtype` is that of the arithmetic.
+    what is not compiled by then runs eager, as `remark` says, and the next load goes on from the cache. A subclass
+    defines `variants`. Its `dtype` is that of the arithmetic.
     """
 
     dtype = torch.float32
@@ -73,6 +79,8 @@ class ChosenImpl(NetworkImpl):
         if self.compiles(self.device):
             compiled = (replace(v, name=f"{v.name}, compiled", compiled=True) for v in self.variants() if v.can_compile)
             variants |= {variant.name: variant for variant in compiled}
+        reason = compiling.unavailable_reason(self.device) if self.device.type == "cuda" else None
+        self._uncompiled = f"not compiled: {reason}" if reason else ""
         self._compile_until = time.monotonic() + _COMPILE_FOR_S
         file = self._choice_file(variants)
         times_ms = _read(file, variants)
@@ -82,16 +90,34 @@ class ChosenImpl(NetworkImpl):
                 _write(file, times_ms)
         fastest = min(times_ms, key=times_ms.__getitem__)
         listed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(times_ms.items(), key=lambda item: item[1]))
-        self.remark = f"{fastest} (one image on this machine: {listed})"
-        log.info("%s for %s: %s", self.name, self.model_set.name, self.remark)
+        self._chosen_by = f"one image on this machine: {listed}"
+        log.info("%s for %s: %s (%s)", self.name, self.model_set.name, fastest, self._chosen_by)
         return self._use(variants[fastest], models)
+
+    def remarks(self) -> list[str]:
+        """See `NetworkImpl.remarks`."""
+        runs = self._variant.name + self._not_in_time()
+        return [f"{runs} ({self._chosen_by})", *super().remarks(), *([self._uncompiled] if self._uncompiled else [])]
+
+    def _not_in_time(self) -> str:
+        """What of the variant does not run as its name says, because the time for torch.compile was over."""
+        shapes = {shape for network in self._compiling for shape in network.eager}
+        if not shapes:
+            return ""
+        sizes = sorted({tuple(shape[2:]) for shape in shapes})
+        listed = ", ".join(
+            f"{' x '.join(map(str, size))} px in batches of "
+            + ", ".join(str(batch) for batch in sorted(shape[0] for shape in shapes if tuple(shape[2:]) == size))
+            for size in sizes
+        )
+        return f", but eager, because {_COMPILE_FOR_S:.0f} s of torch.compile were over: {listed}"
 
     def warm_up(self) -> None:
         """See `NetworkImpl.warm_up`."""
         with self._first_runs(self._variant):
             super().warm_up()
-        if self._variant.compiled and time.monotonic() > self._compile_until:
-            log.warning("%s: what %.0f s of torch.compile left is eager until the next load", self.name, _COMPILE_FOR_S)
+        if not_in_time := self._not_in_time():
+            log.warning("%s for %s: %s%s", self.name, self.model_set.name, self._variant.name, not_in_time)
 
     def _measured(self, variants: Mapping[str, Variant]) -> dict[str, float]:
         times_ms: dict[str, float] = {}
@@ -102,8 +128,14 @@ class ChosenImpl(NetworkImpl):
         if compiled in variants:
             try:
                 times_ms[compiled] = self._time_ms(variants[compiled])
+            except _NotInTime:
+                self._uncompiled = (
+                    f"not compiled: {_COMPILE_FOR_S:.0f} s of torch.compile were not enough for a network"
+                )
             except Exception as error:  # a compiler fails in many ways, and there is another variant to run
                 log.warning("%s: %s is left out, because it failed: %s", self.name, compiled, error)
+                self._uncompiled = f"not compiled: torch.compile failed ({type(error).__name__})"
+                self._compiling.clear()
                 self.forget()
         return times_ms
 
@@ -114,8 +146,12 @@ class ChosenImpl(NetworkImpl):
             self.forward = self._use(variant, self.build_models())
             self.detect(example)
         milliseconds = 1e3 * median_seconds(lambda: self.detect(example))
+        in_time = not variant.compiled or any(network.compiled for network in self._compiling)
         del self.forward
+        self._compiling.clear()
         self.forget()
+        if not in_time:
+            raise _NotInTime
         return milliseconds
 
     @contextmanager
@@ -129,19 +165,23 @@ class ChosenImpl(NetworkImpl):
 
     def _use(self, variant: Variant, models: list[EfficientDet]) -> Forward:
         self._variant = variant
+        self._compiling: list[CompiledInTime] = []
         self.memory_format = variant.memory_format
         forward = variant.build(models, self._finish)
         if self.dtype == torch.float32:
             return forward
-        return lambda inputs: forward({size: pixels.to(self.dtype) for size, pixels in inputs.items()})
+        return lambda inputs: forward({config: pixels.to(self.dtype) for config, pixels in inputs.items()})
 
     def _finish(self, network: nn.Module) -> Callable[[torch.Tensor], Any]:
         network.to(self.dtype).to(memory_format=self.memory_format)
-        return compiling.compiled(network, self._compile_until) if self._variant.compiled else network
+        if not self._variant.compiled:
+            return network
+        self._compiling.append(CompiledInTime(network, self._compile_until))
+        return self._compiling[-1]
 
     def _choice_file(self, variants: Mapping[str, Variant]) -> Path:
         """Named by all that the choice depends on, so that another machine or version chooses anew."""
-        models = [f"{spec.architecture} {spec.num_classes}" for spec in self.model_set.models]
+        models = [spec.identity for spec in self.model_set.models]
         machine = [describe(self.device).device_name, str(torch.get_num_threads()), version("torch")]
         digest = hashlib.sha256("\n".join([*models, str(self.dtype), *machine, *variants]).encode()).hexdigest()
         return self.weights.cache_dir / "choices" / f"{self.name}-{digest[:16]}.json"
@@ -152,7 +192,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 def in_sequence(models: list[EfficientDet], finish: Finish) -> Forward:
     """Folded networks one after the other."""
-    return one_after_the_other([(m.config.image_size[0], finish(fold_batch_norm(m))) for m in models])
+    return one_after_the_other([(input_config(m.config), finish(fold_batch_norm(m))) for m in models])
 
 
 def grouped_variants(model_set: ModelSet) -> list[Variant]:

@@ -1,7 +1,7 @@
 """torch.compile: whether it can run here, what it makes kept in the cache folder, and a word while it works."""
 
+import importlib
 import logging
-import math
 import os
 import shutil
 import threading
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -35,28 +35,59 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def keep_in(cache_dir: Path) -> None:
-    """Let torch.compile keep what it makes under `cache_dir`, unless the environment says where."""
+def configure(cache_dir: Path, processes: int) -> None:
+    """Let torch.compile keep what it makes under `cache_dir`, and work with so many processes, unless told otherwise.
+
+    Its own number is that of the processors it is bound to, whatever the quota is.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(processes))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir.absolute() / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir.absolute() / "triton"))
 
 
-def compiled(function: Callable[P, T], until: float = math.inf) -> Callable[P, T]:
+def import_compiler() -> None:
+    """Import what torch.compile imports at its first use, which takes seconds."""
+    importlib.import_module("torch._inductor.compile_fx")
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
     """`function` through torch.compile, for each shape by itself.
 
     Shapes are never symbols: networks of one class and several input sizes share their code, so that torch would take
     their height and width for symbols from the second network on, and then compiles for more than ten minutes.
-
-    Nothing more is compiled from the time `until` on, by `time.monotonic`: what would have to be runs eager.
     """
     torch._dynamo.config.recompile_limit = _MAX_GRAPHS
-    optimized = torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False)
 
-    def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.compiler.set_stance("default" if time.monotonic() < until else "eager_on_recompile"):
-            return optimized(*args, **kwargs)
 
-    return optimized if math.isinf(until) else bounded
+class CompiledInTime:
+    """A network through torch.compile, for a bounded time: an input shape that is new after it runs eager.
+
+    Args:
+        network: called with pixels (B, 3, H, W).
+        until: by `time.monotonic`.
+
+    Attributes:
+        compiled: the shapes that run compiled.
+        eager: the shapes that run eager.
+    """
+
+    def __init__(self, network: Callable[[torch.Tensor], Any], until: float) -> None:
+        self._network = compiled(network)
+        self._until = until
+        self.compiled: set[torch.Size] = set()
+        self.eager: set[torch.Size] = set()
+
+    def __call__(self, pixels: torch.Tensor) -> Any:
+        """What the network returns."""
+        in_time = time.monotonic() < self._until
+        with torch.compiler.set_stance("default" if in_time else "eager_on_recompile"):
+            found = self._network(pixels)
+        if in_time:
+            self.compiled.add(pixels.shape)
+        elif pixels.shape not in self.compiled:
+            self.eager.add(pixels.shape)
+        return found
 
 
 @contextmanager

@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from detserver.errors import CannotRun, DetserverError, InferenceFailed, NotReady, OutOfMemory, QueueFull
+from detserver.cuda_graph import clear_workspaces
+from detserver.device import claim, use_ieee_float32, use_libraries, why_broken
+from detserver.errors import (
+    CannotRun,
+    DetserverError,
+    DeviceFailed,
+    InferenceFailed,
+    NotReady,
+    OutOfMemory,
+    QueueFull,
+)
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.preprocess import PreparedImage
@@ -31,28 +41,28 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """Detections of one image, one output per model, and where the time went, in seconds.
+    """Detections of one image, one output per model, and when the device worked on them (`time.perf_counter`).
 
-    `forward_s` and `postprocess_s` are those of the batch of `batch_size` images that this one was part of.
+    `started`, `ended` and `forward_s`, the seconds of the forward pass in between, are those of the batch of
+    `batch_size` images that this one was part of.
     """
 
     outputs: list[DetectionOutput]
-    queue_s: float
+    started: float
+    ended: float
     forward_s: float
-    postprocess_s: float
     batch_size: int
 
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What loading an implementation took, and what it launches; see `BaseModelImpl` for `remark`.
+    """What loading an implementation took, without what it shares with others; see `BaseModelImpl` for `remark`.
 
-    `compile_s` and `kernels_per_request` are None where nothing is compiled and where kernels are not counted.
+    `compile_s` is None where nothing is compiled.
     """
 
     load_s: float
     compile_s: float | None
-    kernels_per_request: int | None
     remark: str
 
 
@@ -62,7 +72,6 @@ class _Request:
     model_set: ModelSet
     image: PreparedImage
     future: "Future[Answer]" = field(default_factory=Future)
-    submitted: float = field(default_factory=time.perf_counter)
 
     @property
     def key(self) -> Key:
@@ -83,11 +92,22 @@ class Engine:
         weights: where they take their weights from.
         device: where they run.
         queue_size: requests in work at the same time, from admission to answer.
+        on_device_failure: called once, from the device thread and with the reason, when the device answers nothing but
+            errors any more: only a new process can use it again. What waits is then answered with `DeviceFailed`.
     """
 
-    def __init__(self, registry: Registry, weights: WeightsStore, device: torch.device, queue_size: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        weights: WeightsStore,
+        device: torch.device,
+        queue_size: int,
+        on_device_failure: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.registry = registry
         self.device = device
+        self._on_device_failure = on_device_failure
+        self._device_failure: DeviceFailed | None = None
         self._weights = weights
         self._queue_size = queue_size
         self._in_work = 0
@@ -100,15 +120,28 @@ class Engine:
 
     def start(self) -> None:
         """Start the device thread."""
-        _use_ieee_float32()
+        use_ieee_float32()
         self._thread.start()
 
-    def stop(self) -> None:
-        """Answer what waits with `NotReady` and end the device thread after the batch in work."""
+    def stop(self, limit_s: float | None = None) -> bool:
+        """Answer what waits with `NotReady` and end the device thread after what is in work.
+
+        Args:
+            limit_s: how long to wait for that, seconds; a load cannot be interrupted, and compiling takes minutes.
+
+        Returns:
+            Whether the thread has ended.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(limit_s)
+        return not self._thread.is_alive()
+
+    @property
+    def device_failed(self) -> bool:
+        """Whether the device answers nothing but errors; see `on_device_failure`."""
+        return self._device_failure is not None
 
     @property
     def depth(self) -> int:
@@ -151,7 +184,7 @@ class Engine:
         """Detections of one image; what is not loaded yet is loaded first.
 
         Raises:
-            CannotRun, OutOfMemory, InferenceFailed, NotReady: see there.
+            CannotRun, OutOfMemory, InferenceFailed, DeviceFailed, NotReady: see there.
         """
         self.check(implementation, model_set)
         request = _Request(implementation, model_set, image)
@@ -187,7 +220,7 @@ class Engine:
         def measure() -> list[float]:
             self._load(implementation, model_set)
             built, batch = self._loaded[implementation.name, model_set.name], [image] * batch_size
-            with _failures((implementation.name, model_set.name)):
+            with failures((implementation.name, model_set.name)):
                 return _times(built, batch, repeats, limit_s)
 
         return await self.call(measure)
@@ -205,25 +238,32 @@ class Engine:
 
     def _submit(self, item: _Request | _Call) -> None:
         with self._changed:
+            if self._device_failure is not None:
+                raise self._device_failure
             if self._stopping:
                 raise NotReady("the server is about to end")
             self._work.append(item)
             self._changed.notify()
 
     def _run(self) -> None:
-        while True:
+        claim(self.device)
+        while self._device_failure is None:
             with self._changed:
                 self._changed.wait_for(lambda: self._work or self._stopping)
                 if self._stopping:
                     break
                 batch = self._next_batch()
             if isinstance(batch, _Call):
-                _complete(batch.future, batch.function)
+                self._complete(batch)
             else:
                 self._serve([request for request in batch if request.future.set_running_or_notify_cancel()])
         for item in self._work:
-            item.future.set_exception(NotReady("the server is about to end"))
-        self._loaded.clear()
+            if item.future.set_running_or_notify_cancel():
+                item.future.set_exception(self._device_failure or NotReady("the server is about to end"))
+        if self._device_failure is None:
+            for built in self._loaded.values():
+                built.unload()
+            self._loaded.clear()
 
     def _next_batch(self) -> _Call | list[_Request]:
         """The first item and, of requests, those right behind it that can run with it: arrival order is kept."""
@@ -245,40 +285,52 @@ class Engine:
         first = batch[0]
         try:
             self._load(first.implementation, first.model_set)
-            with _failures(first.key):
+            with failures(first.key):
                 answers = self._predict(self._loaded[first.key], batch)
-        except DetserverError as error:
+        except Exception as error:
             for request in batch:
-                request.future.set_exception(error)
+                request.future.set_exception(self._answer_to(error))
             return
         for request, answer in zip(batch, answers, strict=True):
             request.future.set_result(answer)
 
+    def _complete(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
+            return
+        try:
+            call.future.set_result(call.function())
+        except Exception as error:
+            call.future.set_exception(self._answer_to(error))
+
+    def _answer_to(self, error: Exception) -> Exception:
+        """What is answered where `error` was raised: the failure of the device, where that is what is behind it."""
+        if self._device_failure is None and (reason := why_broken(self.device)):
+            reason = f"{self.device} answers nothing but errors, and the server ends: {reason}"
+            log.critical(reason)
+            with self._changed:
+                self._device_failure = DeviceFailed(reason)
+            self._on_device_failure(reason)
+        return self._device_failure or error
+
     def _predict(self, implementation: BaseModelImpl, batch: Sequence[_Request]) -> list[Answer]:
+        implementation.take_stages()  # of a batch that failed, and of what was run to count kernels
         start = time.perf_counter()
         outputs = implementation.predict_batch([request.image for request in batch])
         implementation.synchronize()
-        elapsed = time.perf_counter() - start
-        stages = implementation.take_stages()
-        postprocess = stages.get("postprocess", 0.0)
-        forward = stages.get("forward", elapsed - postprocess)
         _check_outputs(implementation.model_set, len(batch), outputs)
-        return [
-            Answer(output, start - request.submitted, forward, postprocess, len(batch))
-            for request, output in zip(batch, outputs, strict=True)
-        ]
+        end = time.perf_counter()
+        stages = implementation.take_stages()
+        forward = stages.get("forward", end - start - stages.get("postprocess", 0.0))
+        return [Answer(output, start, end, forward, len(batch)) for output in outputs]
 
     def _load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
         key = implementation.name, model_set.name
         if key in self._loaded:
             return replace(self._figures[key], load_s=0.0)
-        start = time.perf_counter()
         log.info("loading %s for %s", *key)
         try:
-            with _failures(key):
-                built = self._build(implementation, model_set)
-                elapsed = time.perf_counter() - start
-                figures = LoadFigures(elapsed, built.compile_s, built.kernels_per_request(), built.remark)
+            with failures(key):
+                built, figures = self._build(implementation, model_set)
         except DetserverError as error:
             # The frames of a failed load hold what it had built.
             for each in (error, error.__cause__):
@@ -287,28 +339,33 @@ class Engine:
             self._give_memory_back()
             raise
         self._loaded[key], self._figures[key] = built, figures
-        log.info("loaded %s for %s in %.1f s", *key, elapsed)
+        log.info("loaded %s for %s in %.1f s", *key, figures.load_s)
         return figures
 
-    def _build(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> BaseModelImpl:
+    def _build(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> tuple[BaseModelImpl, LoadFigures]:
+        use_libraries(self.device)
         built = implementation(model_set, self._weights, self.device)
+        built.prepare()
+        start = time.perf_counter()
         built.load()
         built.synchronize()
-        return built
+        return built, LoadFigures(time.perf_counter() - start, built.compile_s, built.remark)
 
     def _unload(self, key: Key) -> bool:
-        was_loaded = self._loaded.pop(key, None) is not None
+        built = self._loaded.pop(key, None)
         self._figures.pop(key, None)
-        self._give_memory_back()
-        if was_loaded:
+        was_loaded = built is not None
+        if built is not None:
+            built.unload()
+            del built
             log.info("unloaded %s for %s", *key)
+        self._give_memory_back()
         return was_loaded
 
     def _give_memory_back(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
-            # Part of what torch counts as allocated, and made anew when it is needed.
-            torch._C._cuda_clearCublasWorkspaces()
+            clear_workspaces()
             torch.cuda.empty_cache()
 
 
@@ -327,7 +384,7 @@ def _times(built: BaseModelImpl, batch: Sequence[PreparedImage], repeats: int, l
 
 
 @contextmanager
-def _failures(key: Key) -> Iterator[None]:
+def failures(key: Key) -> Iterator[None]:
     """Turn what an implementation raises into an answer; the log gets the traceback of what is not expected."""
     try:
         yield
@@ -341,15 +398,6 @@ def _failures(key: Key) -> Iterator[None]:
         raise InferenceFailed(f"{key[0]} on {key[1]} failed: {type(error).__name__}: {error}") from error
 
 
-def _complete(future: "Future[Any]", function: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except BaseException as error:
-        future.set_exception(error)
-
-
 def _check_outputs(model_set: ModelSet, images: int, outputs: list[list[DetectionOutput]]) -> None:
     names = [spec.name for spec in model_set.models]
     if len(outputs) != images or any([output.model_name for output in per_image] != names for per_image in outputs):
@@ -357,13 +405,3 @@ def _check_outputs(model_set: ModelSet, images: int, outputs: list[list[Detectio
     for output in (output for per_image in outputs for output in per_image):
         if not (np.isfinite(output.boxes).all() and np.isfinite(output.scores).all()):
             raise InferenceFailed(f"{output.model_name} answered a NaN or an infinity")
-
-
-def _use_ieee_float32() -> None:
-    """No TF32: cuDNN would use it for convolutions by default, and what is called exact would not be.
-
-    By the older of torch's two interfaces: torch.export and torch.compile read the flags through it, and refuse to when
-    they were set through `fp32_precision`.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False

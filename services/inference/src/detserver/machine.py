@@ -1,6 +1,5 @@
 """What the machine and the software are: read once, reported by /health, kept in every report."""
 
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,13 +8,14 @@ from pathlib import Path
 import torch
 
 from detserver import __version__
+from detserver.cpus import usable_cpus
 
 _PACKAGES = ("torch", "torchvision", "effdet", "timm", "fastapi", "uvicorn", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that the models run on and what runs them."""
+    """The device that the models run on and what runs them; `cpu_count` is what this process may use."""
 
     device: str
     device_name: str
@@ -23,14 +23,6 @@ class Machine:
     torch_threads: int
     platform: str
     versions: dict[str, str]
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device called `name`; `auto` is the first GPU, or the CPU where there is none."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    return torch.device("cuda:0") if device == torch.device("cuda") else device
 
 
 def describe(device: torch.device) -> Machine:
@@ -41,8 +33,7 @@ def describe(device: torch.device) -> Machine:
         versions["cuda"] = str(torch.version.cuda)
         versions["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(str(device), name, cores, torch.get_num_threads(), platform.platform(), versions)
+    return Machine(str(device), name, usable_cpus(), torch.get_num_threads(), platform.platform(), versions)
 
 
 def _cpu_name() -> str:

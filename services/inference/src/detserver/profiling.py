@@ -11,12 +11,6 @@ from torch.profiler import ProfilerActivity, profile
 _NOT_KERNELS = ("Memcpy", "Memset")
 
 
-def prepare() -> None:
-    """Initialise the profiler, from the main thread: initialised from any other, it prints an error."""
-    with torch.autograd.profiler.profile(use_cpu=True, use_kineto=True):
-        pass
-
-
 def count_kernels(call: Callable[[], object], device: torch.device) -> int:
     """Kernels that `call` launches, counted by torch's profiler after one call without it.
 

@@ -27,6 +27,8 @@ import torch
 from effdet.efficientdet import EfficientDet
 from PIL import Image
 
+from detserver import compiling
+from detserver.device import synchronize
 from detserver.preprocess import PreparedImage, prepare
 from detserver.weights import WeightsStore
 from detserver.zoo import ModelSet
@@ -112,12 +114,25 @@ class BaseModelImpl(ABC):
         """Images that `predict_batch` is given at most on `device`."""
         return cls.max_batch_size
 
+    def prepare(self) -> None:
+        """Make what other implementations and later loads find made: weights, modules, converted files; before `load`.
+
+        It counts as part of no load: else what a load takes would depend on which one comes first.
+        """
+        for spec in self.model_set.models:
+            self.weights.get(spec)
+        if self.compiles(self.device):
+            compiling.import_compiler()
+
     @abstractmethod
     def load(self) -> None:
         """Make ready to predict: build the models, move them to the device, compile.
 
         All memory is to be reachable from `self` alone, so that unloading gives it back.
         """
+
+    def unload(self) -> None:  # noqa: B027 (for subclasses to use)
+        """Let go of what has to go in an order of its own, before the object itself goes."""
 
     @abstractmethod
     def predict(self, image: PreparedImage) -> list[DetectionOutput]:
@@ -135,16 +150,12 @@ class BaseModelImpl(ABC):
         """
         return [self.predict(image) for image in images]
 
-    def kernels_per_request(self) -> int | None:
-        """Kernels that one request launches (`detserver.profiling`); None where that is not counted."""
-        return None
-
     def example(self) -> PreparedImage:
         """An image of noise, ready for every model of the set: to warm up with."""
         generator = np.random.Generator(np.random.PCG64(0))
-        size = max(self.model_set.image_sizes)
+        size = max(max(config.size) for config in self.model_set.inputs)
         pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        return prepare(Image.fromarray(pixels), self.model_set.image_sizes)
+        return prepare(Image.fromarray(pixels), self.model_set.inputs)
 
     def build_models(self) -> list[EfficientDet]:
         """New networks with their weights, in the order of the set, on the device, in evaluation mode."""
@@ -164,8 +175,7 @@ class BaseModelImpl(ABC):
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next counts all work that was queued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
     def take_stages(self) -> dict[Stage, float]:
         """Seconds per stage since the last call; empty when nothing was counted."""

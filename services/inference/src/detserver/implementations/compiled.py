@@ -39,6 +39,10 @@ class Compiled(Folded):
             with_accurate_means(model)
         return compiling.compiled(super().prepared(model))
 
+    def remarks(self) -> list[str]:
+        """See `NetworkImpl.remarks`."""
+        return ["each network through torch.compile", *super().remarks()]
+
     def warm_up(self) -> None:
         """See `NetworkImpl.warm_up`; this is where torch.compile works."""
         start = time.perf_counter()

@@ -7,10 +7,11 @@ from effdet.efficientdet import EfficientDet
 
 from detserver import compiling, openvino_network, stacking
 from detserver.choice import LAYOUTS, ChosenImpl, Finish, Variant, grouped_variants, in_sequence
+from detserver.configuration import input_config
 from detserver.cuda_graph import CapturedImpl, on_streams
 from detserver.folding import fold_batch_norm
-from detserver.network import Forward
-from detserver.openvino_network import openvino_forward
+from detserver.network import Forward, one_after_the_other
+from detserver.openvino_network import openvino_networks
 
 
 class Fused(CapturedImpl, ChosenImpl):
@@ -42,7 +43,7 @@ class Fused(CapturedImpl, ChosenImpl):
     def variants(self) -> Sequence[Variant]:
         """See `ChosenImpl.variants`."""
         if self.device.type == "cuda":
-            separate = [Variant(f"on streams, {name}", _on_streams, layout) for name, layout in LAYOUTS.items()]
+            separate = [Variant(f"on streams, {name}", self._on_streams, layout) for name, layout in LAYOUTS.items()]
             stackable = stacking.unsupported_reason(self.model_set) is None
             return [*separate, *(grouped_variants(self.model_set) if stackable else ())]
         torch_alone = Variant("folded, channels_last", in_sequence, torch.channels_last)
@@ -50,8 +51,24 @@ class Fused(CapturedImpl, ChosenImpl):
             return [torch_alone]
         return [torch_alone, Variant("openvino", self._openvino, can_compile=False)]
 
+    def _on_streams(self, models: list[EfficientDet], finish: Finish) -> Forward:
+        return on_streams([(input_config(m.config), finish(fold_batch_norm(m))) for m in models], self.device)
+
+    def prepare(self) -> None:
+        """See `BaseModelImpl.prepare`."""
+        super().prepare()
+        if openvino_network.unavailable_reason(self.device) is None:
+            openvino_network.prepare(self.model_set, self.weights)
+
+    def remarks(self) -> list[str]:
+        """See `NetworkImpl.remarks`."""
+        in_float32 = self.dtype != torch.float32 and self._variant.name == "openvino" and self._openvino_in == "f32"
+        return [*super().remarks(), *(["in float32: OpenVINO has no bfloat16 on this CPU"] if in_float32 else [])]
+
     def _openvino(self, models: list[EfficientDet], _: Finish) -> Forward:
-        return openvino_forward(self.model_set, models, self.weights, self.dtype)
+        networks = openvino_networks(self.model_set, models, self.weights, self.dtype)
+        self._openvino_in = networks[0][1].precision
+        return one_after_the_other(networks)
 
 
 class FusedBf16(Fused):
@@ -67,7 +84,3 @@ class FusedBf16(Fused):
     def technique_on(cls, device: torch.device) -> str:  # noqa: ARG003 (on all)
         """See `BaseModelImpl.technique_on`."""
         return "bf16"
-
-
-def _on_streams(models: list[EfficientDet], finish: Finish) -> Forward:
-    return on_streams([(model.config.image_size[0], finish(fold_batch_norm(model))) for model in models])

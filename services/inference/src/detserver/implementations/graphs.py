@@ -3,6 +3,7 @@
 import torch
 from effdet.efficientdet import EfficientDet
 
+from detserver.configuration import input_config
 from detserver.cuda_graph import CapturedImpl, on_streams
 from detserver.folding import fold_batch_norm
 from detserver.network import Forward
@@ -22,4 +23,4 @@ class Graphs(CapturedImpl):
 
     def build(self, models: list[EfficientDet]) -> Forward:
         """See `NetworkImpl.build`."""
-        return on_streams([(model.config.image_size[0], fold_batch_norm(model)) for model in models])
+        return on_streams([(input_config(model.config), fold_batch_norm(model)) for model in models], self.device)

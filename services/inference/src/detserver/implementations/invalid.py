@@ -13,6 +13,9 @@ class Invalid(BaseModelImpl):
     description = "constant output, no model: the ceiling of the server and the load test; its answers are wrong"
     exact = False
 
+    def prepare(self) -> None:
+        """Nothing: it has no weights."""
+
     def load(self) -> None:
         """Make the answer: one box of 100 x 100 pixels, score 0.5, class 1, for each model."""
         self._outputs = [

@@ -4,8 +4,8 @@ import torch
 from effdet.efficientdet import EfficientDet
 
 from detserver import openvino_network
-from detserver.network import Forward, NetworkImpl
-from detserver.openvino_network import openvino_forward
+from detserver.network import Forward, NetworkImpl, one_after_the_other
+from detserver.openvino_network import openvino_networks
 
 
 class OpenVino(NetworkImpl):
@@ -27,4 +27,9 @@ class OpenVino(NetworkImpl):
 
     def build(self, models: list[EfficientDet]) -> Forward:
         """See `NetworkImpl.build`."""
-        return openvino_forward(self.model_set, models, self.weights, torch.float32)
+        return one_after_the_other(openvino_networks(self.model_set, models, self.weights, torch.float32))
+
+    def prepare(self) -> None:
+        """See `BaseModelImpl.prepare`."""
+        super().prepare()
+        openvino_network.prepare(self.model_set, self.weights)

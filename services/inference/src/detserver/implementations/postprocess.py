@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from effdet.efficientdet import EfficientDet
 
+from detserver.configuration import input_config
 from detserver.network import Forward, NetworkImpl, one_after_the_other
 from detserver.postprocess import RawOutput
 
@@ -19,7 +20,7 @@ class Postprocess(NetworkImpl):
 
     def build(self, models: list[EfficientDet]) -> Forward:
         """See `NetworkImpl.build`."""
-        return one_after_the_other([(model.config.image_size[0], self.prepared(model)) for model in models])
+        return one_after_the_other([(input_config(model.config), self.prepared(model)) for model in models])
 
     def prepared(self, model: EfficientDet) -> Callable[[torch.Tensor], RawOutput]:
         """What runs in place of a network; a step of its own in each subclass."""

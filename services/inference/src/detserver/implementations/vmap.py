@@ -42,6 +42,13 @@ class Vmap(NetworkImpl):
         """See `NetworkImpl.build`."""
         return stacked_forward(self.model_set, models, self._stack)
 
+    def remarks(self) -> list[str]:
+        """See `NetworkImpl.remarks`."""
+        reason = (
+            compiling.unavailable_reason(self.device) if self.device.type == "cuda" else "on a CPU it gains nothing"
+        )
+        return ["through torch.compile" if reason is None else f"not compiled: {reason}", *super().remarks()]
+
     def warm_up(self) -> None:
         """See `NetworkImpl.warm_up`; this is where torch.compile works."""
         start = time.perf_counter()

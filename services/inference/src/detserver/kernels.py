@@ -1,0 +1,100 @@
+"""Kernels that a request launches, counted by torch's profiler in a process that ends after it.
+
+The profiler stays attached to a process that has used it once, on a GPU, and makes every later launch slower.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+
+from detserver.errors import DetserverError, KernelsNotCounted
+from detserver.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# A load with five minutes of torch.compile, and what is around it.
+_LIMIT_S = 600.0
+
+
+class Counter:
+    """Counts once per implementation and model set, one at a time.
+
+    Args:
+        settings: of the server; the process that counts has the same.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._counted: dict[tuple[str, str], int] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    async def count(self, implementation: str, model_set: str) -> int:
+        """Kernels of a request of one image. Other requests are served meanwhile, and are slower.
+
+        Raises:
+            KernelsNotCounted: the reason is that of the process.
+        """
+        key = implementation, model_set
+        async with self._one_at_a_time:
+            if key not in self._counted:
+                log.info("counting the kernels of %s for %s, in a process of its own", *key)
+                self._counted[key] = await self._counted_by_a_process(*key)
+            return self._counted[key]
+
+    async def _counted_by_a_process(self, implementation: str, model_set: str) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "detserver.kernels", implementation, model_set),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        what = f"the kernels of {implementation} on {model_set} were not counted"
+        try:
+            found, problems = await asyncio.wait_for(
+                process.communicate(self._settings.model_dump_json().encode()), _LIMIT_S
+            )
+        except TimeoutError as error:
+            raise KernelsNotCounted(f"{what}: it took more than {_LIMIT_S:.0f} s") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if process.returncode == 0:
+            return int(json.loads(found)["kernels_per_request"])
+        last = problems.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+        raise KernelsNotCounted(f"{what}: {last[0].removeprefix('error: ')}")
+
+
+def main(implementation: str, model_set: str) -> int:
+    """Count in this process, print the result as a line of JSON, and return the exit status.
+
+    The server's settings are a JSON object on standard input.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    settings = Settings(**json.load(sys.stdin))
+    # They need torch, and take seconds to import: the process that only starts this one has them for other reasons.
+    from detserver.device import use_ieee_float32
+    from detserver.engine import failures
+    from detserver.profiling import count_kernels
+    from detserver.server import Server
+
+    try:
+        server = Server(settings)
+        use_ieee_float32()
+        built = server.registry.get(implementation)(server.zoo.model_set(model_set), server.weights, server.device)
+        with failures((implementation, model_set)):
+            built.prepare()
+            built.load()
+            image = built.example()
+            count = count_kernels(lambda: built.predict_batch([image]), server.device)
+    except DetserverError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps({"kernels_per_request": count}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
