@@ -32,7 +32,7 @@ def server(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "DETSERVER_DATA_DIR": str(data_dir),
         "DETSERVER_WEIGHTS_DOWNLOAD": "false",
         "DETSERVER_DEVICE": "cpu",
-        "DETSERVER_PRELOAD": "",
+        "DETSERVER_PRELOAD": "none",
     }
     with ServerProcess(tmp_path_factory.mktemp("server") / "server.log", settings) as process:
         process.wait_ready()

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class RunningServer:
         return httpx.post(f"{self.url}/infer/{implementation}", timeout=120, **request)  # type: ignore[arg-type]
 
 
-def start(folder: Path, wait: bool, environment: dict[str, str]) -> RunningServer:
+def start(
+    folder: Path, wait: bool, environment: dict[str, str], program: Sequence[str] = ("-m", "detserver")
+) -> RunningServer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -35,7 +38,7 @@ def start(folder: Path, wait: bool, environment: dict[str, str]) -> RunningServe
     settings = {"DETSERVER_PORT": str(port), "DETSERVER_WEIGHTS_DOWNLOAD": "false", **environment}
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "detserver"], stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings
+            [sys.executable, *program], stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings
         )
     server = RunningServer(f"http://127.0.0.1:{port}", process, log_file)
     path = "/ready" if wait else "/health"

@@ -114,7 +114,7 @@ REFUSED = {
     "no form": (400, lambda _: {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=y"}}),
     "no boundary": (400, lambda _: {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}),
     "missing field": (422, lambda jpeg: {"files": {"image": jpeg}}),
-    "text field": (422, lambda _: {"files": {"file": (None, "text")}}),
+    "text field": (400, lambda _: {"files": {"file": (None, "text")}}),
     "other media type": (415, lambda jpeg: {"content": jpeg, "headers": {"Content-Type": "application/json"}}),
     "no media type": (415, lambda jpeg: {"content": jpeg}),
     "200 MB": (413, lambda _: {"content": bytes(BIG), "headers": JPEG}),

@@ -6,11 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 
 from detserver import __version__, images, schemas, upload
-from detserver.errors import DetserverError
+from detserver.errors import BodyTimeout, DetserverError, NotReady
+from detserver.intake import STARTED, Intake
 from detserver.server import Server
 from detserver.settings import Settings
 
@@ -31,7 +34,10 @@ _IMAGE_BODY = {
                     "properties": {upload.FIELD: {"type": "string", "format": "binary"}},
                 }
             },
-            **{f"image/{name.lower()}": {"schema": {"type": "string", "format": "binary"}} for name in images.FORMATS},
+            **{
+                kind: {"schema": {"type": "string", "format": "binary"}}
+                for kind in (*(f"image/{name.lower()}" for name in images.FORMATS), upload.UNNAMED_TYPE)
+            },
         },
     }
 }
@@ -41,6 +47,15 @@ ModelSetName = Annotated[str | None, Query(description="a model set; the server'
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.Problem} for status in statuses}
+
+
+def _problem(error: DetserverError) -> JSONResponse:
+    headers = {}
+    if error.retry_after_s:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, BodyTimeout):
+        headers["Connection"] = "close"  # RFC 9110, 15.5.9; what is left of the body would keep it open
+    return JSONResponse({"detail": str(error)}, error.status, headers)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -56,16 +71,36 @@ def create_app(settings: Settings) -> FastAPI:
         server.engine.start()
         preload = asyncio.create_task(server.preload())
         yield
-        server.close()
-        await preload
+        await server.close()
+        preload.cancel()
 
     app = FastAPI(title="detserver", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     app.state.server = server
 
+    app.add_middleware(
+        Intake,
+        ending=lambda: server.ending,
+        refusal=lambda: _problem(NotReady("the server ends, and did not wait for this request any longer")),
+    )
+
     @app.exception_handler(DetserverError)
     async def problem(_: Request, error: DetserverError) -> JSONResponse:
-        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-        return JSONResponse({"detail": str(error)}, error.status, headers)
+        return _problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        detail = f"{error.detail}: {request.method} {request.scope['path'][:200]!r}; GET /docs shows what there is"
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
+    # Starlette raises the error again after the answer, and uvicorn logs it with its traceback.
+    @app.exception_handler(Exception)
+    async def mistake(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": f"internal error ({type(error).__name__}): the server's log has more"}, 500)
 
     @app.get("/health", summary="Liveness, status, and what this server is")
     async def health() -> schemas.Health:
@@ -99,7 +134,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/implementations/{implementation}/load",
         summary="Load an implementation; returns when it can serve",
-        responses=_problems(404, 409, 500, 503),
+        responses=_problems(404, 409, 422, 500, 503),
     )
     async def load(implementation: str, model_set: ModelSetName = None) -> schemas.Loaded:
         return await server.load(implementation, model_set)
@@ -107,15 +142,23 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/implementations/{implementation}/unload",
         summary="Unload an implementation and give its memory back",
-        responses=_problems(404, 503),
+        responses=_problems(404, 422, 503),
     )
     async def unload(implementation: str, model_set: ModelSetName = None) -> schemas.Unloaded:
         return await server.unload(implementation, model_set)
 
+    @app.post(
+        "/implementations/{implementation}/kernels",
+        summary="How many kernels a request launches, counted by loading it in a process of its own, once",
+        responses=_problems(404, 409, 422, 500),
+    )
+    async def kernels(implementation: str, model_set: ModelSetName = None) -> schemas.Kernels:
+        return await server.kernels(implementation, model_set)
+
     @app.get(
         "/model-sets/{model_set}",
         summary="The models of a set, with the source of their weights",
-        responses=_problems(404, 409, 503),
+        responses=_problems(404, 409, 422, 503),
     )
     async def model_set(model_set: str) -> schemas.ModelSetInfo:
         return await server.model_set(model_set)
@@ -123,11 +166,13 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/infer/{implementation}",
         summary="Detections of every model of the set in one image",
+        response_model=schemas.Inference,
         responses=_problems(400, 404, 408, 409, 413, 415, 422, 429, 500, 503),
         openapi_extra=_IMAGE_BODY,
     )
-    async def infer(implementation: str, request: Request, model_set: ModelSetName = None) -> schemas.Inference:
-        return await server.infer(implementation, model_set, request)
+    async def infer(implementation: str, request: Request, model_set: ModelSetName = None) -> Response:
+        answer = await server.infer(implementation, model_set, request, request.scope[STARTED])
+        return Response(answer, media_type="application/json")
 
     @app.post(
         "/time/{implementation}",

@@ -7,6 +7,9 @@ class DetserverError(Exception):
     status = 500
     retry_after_s: int | None = None
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # what it quotes may have several
+
 
 class EmptyBody(DetserverError):
     """Raised when a request that must carry an image carries nothing, or an empty file."""
@@ -36,6 +39,12 @@ class BodyTimeout(DetserverError):
     """Raised when a client takes too long to send its body."""
 
     status = 408
+
+
+class ClientGone(DetserverError):
+    """Raised when a client closes its connection before it has its answer, which nobody gets; the status is nginx's."""
+
+    status = 499
 
 
 class UnknownImplementation(DetserverError):
@@ -75,7 +84,7 @@ class ImageTooLarge(DetserverError):
 
 
 class UnsupportedMediaType(DetserverError):
-    """Raised when the body is neither a multipart form nor an image, by its Content-Type."""
+    """Raised when the body is neither a multipart form nor an image, by its Content-Type, or is compressed."""
 
     status = 415
 
@@ -101,14 +110,29 @@ class NotReady(DetserverError):
 
 
 class OutOfMemory(DetserverError):
-    """Raised when the device has no memory left for a load or a forward pass."""
+    """Raised when the device has no memory left for a load or a forward pass, or the machine none for an image."""
 
     status = 503
     retry_after_s = 5
 
 
+class DeviceFailed(DetserverError):
+    """Raised from the moment on at which the device answers nothing but errors, until the process has ended."""
+
+    status = 503
+    retry_after_s = 10
+
+
 class InferenceFailed(DetserverError):
     """Raised when an implementation fails in load or predict, or answers a NaN or an infinity; the log has the rest."""
+
+
+class InternalError(DetserverError):
+    """Stands for everything that is raised and is none of these: a mistake of ours; the log has its traceback."""
+
+
+class KernelsNotCounted(DetserverError):
+    """Raised when the process that counts an implementation's kernels fails, or takes too long."""
 
 
 class BadConfiguration(DetserverError):

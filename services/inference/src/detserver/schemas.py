@@ -1,6 +1,6 @@
 """The shapes of all responses; /docs shows them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -29,7 +29,12 @@ class ModelInfo(BaseModel):
     model_name: str
     architecture: str = Field(description="effdet's name")
     num_classes: int
-    image_size: int = Field(description="side of the square network input, pixels")
+    image_size: tuple[int, int] = Field(description="height and width of the network input, pixels")
+    mean: tuple[float, float, float] = Field(description="subtracted from each channel of values in [0, 1]")
+    std: tuple[float, float, float] = Field(description="then divided by")
+    interpolation: str = Field(description="of resizing")
+    fill_color: tuple[int, int, int] = Field(description="8-bit RGB of the padding")
+    configuration: dict[str, Any] = Field(description="effdet's keys that are not the architecture's own")
     source: Literal["pretrained", "local", "random"] | None = Field(description="null until the weights were needed")
     fingerprint: str | None = Field(description="SHA-256 of names and values of the weights, hex")
 
@@ -46,12 +51,19 @@ class Loaded(BaseModel):
 
     implementation: str
     model_set: str
-    load_s: float = Field(description="seconds that this load took; 0 when it was loaded already")
-    compile_s: float | None = Field(description="seconds of it that torch.compile took; null where it is not used")
-    kernels_per_request: int | None = Field(
-        description="that one request launches; without a GPU torch operators; null where they are not counted"
+    load_s: float = Field(
+        description="seconds that this load took, without what it shares with others; 0 when it was loaded already"
     )
-    remark: str = Field(description="how it was loaded: what fused has chosen, for example")
+    compile_s: float | None = Field(description="seconds of it that torch.compile took; null where it is not used")
+    remark: str = Field(description="what really runs: what fused has chosen, what was not compiled in time")
+
+
+class Kernels(BaseModel):
+    """What one request of one image launches."""
+
+    implementation: str
+    model_set: str
+    kernels_per_request: int = Field(description="GPU kernels; without a GPU torch's operators at the leaves")
 
 
 class ImplementationInfo(BaseModel):
@@ -118,13 +130,16 @@ class BatchTimes(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where the time of one request went, ms. Forward and postprocess are those of the whole batch."""
+    """Where the time of one request went, ms. Each stage begins where the one before it ended: they add up."""
 
-    decode: float
-    preprocess: float
-    queue: float
-    forward: float
-    postprocess: float
+    receive: float = Field(description="from the request's headers to the end of its body")
+    wait: float = Field(description="until a decoding thread was free")
+    decode: float = Field(description="from the file to an upright picture")
+    preprocess: float = Field(description="letterbox and normalisation for every input size")
+    queue: float = Field(description="until the device began with the batch; loading, where that was needed")
+    forward: float = Field(description="the networks, for the whole batch")
+    postprocess: float = Field(description="the rest of the device's time for the whole batch")
+    serialise: float = Field(description="until the answer's bytes were ready")
 
 
 class Detections(BaseModel):

@@ -2,23 +2,26 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic_core import to_json
 from starlette.requests import Request
 
-from detserver import compiling, images, profiling, schemas
+from detserver import compiling, images, kernels, schemas
+from detserver.cpus import usable_cpus
+from detserver.device import usable_device
 from detserver.engine import Answer, Engine
-from detserver.errors import BadConfiguration, CannotRun, DetserverError, NotReady
+from detserver.errors import BadConfiguration, CannotRun, ClientGone, DetserverError, NotReady
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl
-from detserver.machine import describe, pick_device
+from detserver.machine import describe
 from detserver.preprocess import PreparedImage, prepare
 from detserver.settings import Settings
+from detserver.stages import Stages
 from detserver.telemetry import Telemetry
 from detserver.upload import read_image
 from detserver.vram import VramMonitor
@@ -27,14 +30,23 @@ from detserver.zoo import ModelSet, Zoo
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Status = Literal["ok", "loading", "failed"]
 
 # Of one `POST /time`, during which nothing else is served.
 _TIME_LIMIT_S = 60.0
 
+# For a batch in work when the server ends; nobody waits for its answer any more.
+_LAST_BATCH_S = 1.0
+
 
 class Server:
     """Everything behind the routes.
+
+    Attributes:
+        ending: whether it is about to end, and every connection with it.
+        ended: whether its threads have ended.
+        on_device_failure: called, from the device thread, when the device is broken and the process has to end.
 
     Raises:
         BadConfiguration: a setting, the file of model sets or the device cannot be used.
@@ -42,28 +54,32 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        if settings.torch_threads:
-            torch.set_num_threads(settings.torch_threads)
-        self.device = _usable_device(settings.device)
-        self.zoo = Zoo(settings.model_sets_file, settings.weights_dir)
+        cpus = usable_cpus()
+        torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), cpus))
+        self.device = usable_device(settings.device)
+        self.zoo = Zoo(settings.model_sets_file, settings.data_dir)
         if settings.default_model_set not in self.zoo.model_sets:
             raise BadConfiguration(f"DETSERVER_DEFAULT_MODEL_SET: no model set {settings.default_model_set!r}")
         self.weights = WeightsStore(
             settings.weights_dir, settings.cache_dir, settings.seed, settings.weights_download, settings.weights_url
         )
         self.registry = Registry()
-        self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size)
+        self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size, self._note_device_failure)
         self.vram = VramMonitor(self.device)
-        compiling.keep_in(settings.cache_dir)
-        profiling.prepare()
+        compiling.configure(settings.cache_dir, cpus)
         self.machine = describe(self.device)
         self.telemetry = Telemetry(self.registry.all, self.zoo.model_sets)
         self.telemetry.watch(
             lambda: self.engine.depth, lambda: self.engine.loaded, self._weights_rows, self.vram, self._build_labels()
         )
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decode_threads = settings.decode_threads or cpus
+        self._decoders = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
+        self._kernels = kernels.Counter(settings)
         self._status: Status = "loading"
         self._failure: str | None = None
+        self.ending = False
+        self.ended = False
+        self.on_device_failure: Callable[[], None] = lambda: None
 
     async def preload(self) -> None:
         """Load what is to be loaded before the server is ready; a failure is kept for `ready` and logged."""
@@ -73,43 +89,52 @@ class Server:
                 await self.load(name, set_name or self.settings.default_model_set)
             self._status = "ok"
             log.info("ready on %s (%s)", self.machine.device, self.machine.device_name)
-        except DetserverError as error:
-            self._status, self._failure = "failed", str(error)
-            log.error("cannot become ready: %s", error)
+        except Exception as error:  # somebody's own implementation may fail in any way
+            self._status, self._failure = "failed", str(error) or type(error).__name__
+            log.error("cannot become ready: %s", self._failure, exc_info=not isinstance(error, DetserverError))
 
-    def close(self) -> None:
-        """End the threads."""
-        self.engine.stop()
-        self._decoders.shutdown(wait=True, cancel_futures=True)
+    def end(self) -> None:
+        """Answer what comes on connections that are open still, and let each answer be its connection's last."""
+        self.ending = True
+
+    async def close(self) -> None:
+        """End the threads; one that is in the middle of a load runs on, and `ended` stays false."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self.ended = await asyncio.to_thread(self.engine.stop, _LAST_BATCH_S)
 
     def not_ready(self) -> schemas.NotReadyProblem | None:
-        """Why the server cannot serve yet, or None when it can."""
+        """Why the server cannot serve yet, or any more, or None when it can."""
+        if self.ending and not self.engine.device_failed:
+            return schemas.NotReadyProblem(detail="the server is about to end", failed=False)
         if self._status == "ok":
             return None
         return schemas.NotReadyProblem(
             detail=self._failure or "the preloaded implementations are loading", failed=self._status == "failed"
         )
 
-    async def infer(self, name: str, set_name: str | None, request: Request) -> schemas.Inference:
-        """Answer `POST /infer/{name}`; see `errors` for all that can go wrong."""
-        started = time.perf_counter()
+    async def infer(self, name: str, set_name: str | None, request: Request, started: float) -> bytes:
+        """Answer `POST /infer/{name}` with the JSON of a `schemas.Inference`; see `errors` for all that can go wrong.
+
+        Args:
+            started: when the request's headers were there, by `time.perf_counter`.
+        """
+        stages = Stages(started)
         set_name = set_name or self.settings.default_model_set
         try:
             implementation, model_set = self._runnable(name, set_name)
             if self._status == "loading":
                 raise NotReady("the preloaded implementations are loading")
             data = await read_image(request, round(self.settings.max_upload_mb * 1e6), self.settings.body_timeout_s)
+            stages.end("receive")
             with self.engine.admission():
-                image, stages_s = await asyncio.get_running_loop().run_in_executor(
-                    self._decoders, self._prepare, data, model_set
-                )
-                answer = await self.engine.infer(implementation, model_set, image)
-        except DetserverError as error:
-            self.telemetry.rejected(name, set_name, error.status, type(error).__name__)
+                answer = await _unless_gone(request, self._detect(implementation, model_set, data, stages))
+        except Exception as error:
+            self.telemetry.rejected(name, set_name, error)
             raise
-        stages_s = {**stages_s, **_stages(answer)}
-        self.telemetry.answered(name, set_name, stages_s, answer.batch_size, started)
-        return _inference(name, set_name, answer, stages_s)
+        detections = _detections(answer)
+        stages.end("serialise")
+        self.telemetry.answered(name, set_name, stages, answer.batch_size)
+        return _inference(name, set_name, answer, detections, stages)
 
     async def load(self, name: str, set_name: str | None) -> schemas.Loaded:
         """Answer `POST /implementations/{name}/load`."""
@@ -125,13 +150,19 @@ class Server:
         was_loaded = await self.engine.unload(implementation, model_set)
         return schemas.Unloaded(implementation=name, model_set=model_set.name, was_loaded=was_loaded)
 
+    async def kernels(self, name: str, set_name: str | None) -> schemas.Kernels:
+        """Answer `POST /implementations/{name}/kernels`."""
+        implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
+        count = await self._kernels.count(implementation.name, model_set.name)
+        return schemas.Kernels(implementation=name, model_set=model_set.name, kernels_per_request=count)
+
     async def time(
         self, name: str, set_name: str | None, request: Request, batch_size: int, repeats: int
     ) -> schemas.BatchTimes:
         """Answer `POST /time/{name}`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
         data = await read_image(request, round(self.settings.max_upload_mb * 1e6), self.settings.body_timeout_s)
-        image, _ = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, data, model_set)
+        image = await self._prepared(data, model_set, Stages(started=0.0))  # what is timed here is the device alone
         times = await self.engine.time(implementation, model_set, image, batch_size, repeats, _TIME_LIMIT_S)
         latencies_ms = [1e3 * seconds for seconds in times]
         return schemas.BatchTimes(
@@ -186,6 +217,10 @@ class Server:
         }
         return schemas.Vram(device=self.machine.device, **megabytes)
 
+    def _note_device_failure(self, reason: str) -> None:
+        self._status, self._failure = "failed", reason
+        self.on_device_failure()
+
     def _runnable(self, name: str, set_name: str) -> tuple[type[BaseModelImpl], ModelSet]:
         implementation, model_set = self.registry.get(name), self.zoo.model_set(set_name)
         try:
@@ -200,12 +235,25 @@ class Server:
             return []
         return [name for name, each in self.zoo.model_sets.items() if not implementation.unsupported_reason(each)]
 
-    def _prepare(self, data: bytes, model_set: ModelSet) -> tuple[PreparedImage, dict[str, float]]:
-        start = time.perf_counter()
-        image = images.decode(data, round(self.settings.max_megapixels * 1e6))
-        decoded = time.perf_counter()
-        prepared = prepare(image, model_set.image_sizes)
-        return prepared, {"decode": decoded - start, "preprocess": time.perf_counter() - decoded}
+    async def _detect(
+        self, implementation: type[BaseModelImpl], model_set: ModelSet, data: bytes, stages: Stages
+    ) -> Answer:
+        answer = await self.engine.infer(implementation, model_set, await self._prepared(data, model_set, stages))
+        stages.end("queue", answer.started)
+        stages.end("forward", answer.started + answer.forward_s)
+        stages.end("postprocess", answer.ended)
+        return answer
+
+    async def _prepared(self, data: bytes, model_set: ModelSet, stages: Stages) -> PreparedImage:
+        def prepare_it() -> PreparedImage:
+            stages.end("wait")
+            image = images.decode(data, round(self.settings.max_megapixels * 1e6))
+            stages.end("decode")
+            prepared = prepare(image, model_set.inputs)
+            stages.end("preprocess")
+            return prepared
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare_it)
 
     def _implementation_info(self, implementation: type[BaseModelImpl]) -> schemas.ImplementationInfo:
         figures = self.engine.load_figures
@@ -240,7 +288,12 @@ class Server:
                     model_name=spec.name,
                     architecture=spec.architecture,
                     num_classes=spec.num_classes,
-                    image_size=spec.image_size,
+                    image_size=spec.input.size,
+                    mean=spec.input.mean,
+                    std=spec.input.std,
+                    interpolation=spec.input.interpolation,
+                    fill_color=spec.input.fill_color,
+                    configuration=dict(spec.overrides),
                     source=weights.source if weights else None,
                     fingerprint=weights.fingerprint if weights else None,
                 )
@@ -256,43 +309,61 @@ class Server:
         ]
 
     def _reported_settings(self) -> dict[str, str | int | float | bool | None]:
-        fields = ("queue_size", "decode_threads", "torch_threads", "seed", "max_upload_mb", "max_megapixels")
-        return {name: getattr(self.settings, name) for name in fields}
+        fields = ("queue_size", "torch_threads", "seed", "max_upload_mb", "max_megapixels")
+        return {name: getattr(self.settings, name) for name in fields} | {"decode_threads": self._decode_threads}
 
     def _build_labels(self) -> Mapping[str, str]:
         versions = {name: self.machine.versions[name] for name in ("detserver", "python", "torch", "effdet", "timm")}
         return versions | {"device": self.machine.device, "revision": self.settings.revision or ""}
 
 
-def _usable_device(name: str) -> torch.device:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; where the client closes its connection before, the device need not do it.
+
+    Raises:
+        ClientGone: it did.
+    """
+    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
-        device = pick_device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadConfiguration(f"DETSERVER_DEVICE={name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone("the client closed the connection before its answer was there")
+    finally:
+        working.cancel()
+        gone.cancel()
 
 
-def _stages(answer: Answer) -> dict[str, float]:
-    return {"queue": answer.queue_s, "forward": answer.forward_s, "postprocess": answer.postprocess_s}
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
-def _inference(name: str, set_name: str, answer: Answer, stages_s: Mapping[str, float]) -> schemas.Inference:
-    # The values were checked by the engine; validating hundreds of boxes again would cost the event loop milliseconds.
-    return schemas.Inference.model_construct(
-        implementation=name,
-        model_set=set_name,
-        total_inference_time_ms=(answer.forward_s + answer.postprocess_s) * 1e3,
-        timings_ms=schemas.Timings(**{stage: seconds * 1e3 for stage, seconds in stages_s.items()}),
-        batch_size=answer.batch_size,
-        detections=[
-            schemas.Detections.model_construct(
-                model_name=output.model_name,
-                boxes=output.boxes.tolist(),
-                scores=output.scores.tolist(),
-                labels=output.labels.tolist(),
-                inference_time_ms=output.inference_time_ms,
-            )
+def _detections(answer: Answer) -> bytes:
+    # Not through `schemas`: the engine has checked the values, and validating hundreds of boxes again would cost the
+    # event loop milliseconds.
+    return to_json(
+        [
+            {
+                "model_name": output.model_name,
+                "boxes": output.boxes.tolist(),
+                "scores": output.scores.tolist(),
+                "labels": output.labels.tolist(),
+                "inference_time_ms": output.inference_time_ms,
+            }
             for output in answer.outputs
-        ],
+        ]
     )
+
+
+def _inference(name: str, set_name: str, answer: Answer, detections: bytes, stages: Stages) -> bytes:
+    # The timings hold how long the detections took to serialise, so these are made before.
+    timings_ms = {stage: seconds * 1e3 for stage, seconds in stages.seconds.items()}
+    head = {
+        "implementation": name,
+        "model_set": set_name,
+        "total_inference_time_ms": timings_ms["forward"] + timings_ms["postprocess"],
+        "timings_ms": timings_ms,
+        "batch_size": answer.batch_size,
+    }
+    return to_json(head)[:-1] + b',"detections":' + detections + b"}"

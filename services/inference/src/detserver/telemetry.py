@@ -1,13 +1,13 @@
 """Every metric of the server, in one place."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from detserver.errors import DetserverError
+from detserver.errors import DetserverError, InternalError
+from detserver.stages import STAGES, Stages
 from detserver.vram import VramMonitor
 
 # 1 ms to 60 s with a factor of 1.5, so that a percentile read off the buckets is never far off.
@@ -33,14 +33,14 @@ class Telemetry:
         )
         self._duration = Histogram(
             "detserver_request_duration_seconds",
-            "From the request's headers to its answer, of successful requests to /infer",
+            "From the request's headers to its answer's bytes, of successful requests to /infer; the sum of its stages",
             ("implementation", "model_set"),
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self._stages = Histogram(
             "detserver_stage_duration_seconds",
-            "Time of one stage of a successful request: decode, preprocess, queue, forward, postprocess",
+            f"Time of one stage of a successful request: {', '.join(STAGES)}",
             ("implementation", "stage"),
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
@@ -66,21 +66,20 @@ class Telemetry:
         self._requests.labels(implementation, model_set, "200")
         self._duration.labels(implementation, model_set)
 
-    def answered(
-        self, implementation: str, model_set: str, stages_s: Mapping[str, float], batch_size: int, started: float
-    ) -> None:
-        """Count a successful request that began at `started` (`time.perf_counter`)."""
+    def answered(self, implementation: str, model_set: str, stages: Stages, batch_size: int) -> None:
+        """Count a successful request."""
         self._requests.labels(implementation, model_set, "200").inc()
-        self._duration.labels(implementation, model_set).observe(time.perf_counter() - started)
-        for stage, seconds in stages_s.items():
+        self._duration.labels(implementation, model_set).observe(stages.total_s)
+        for stage, seconds in stages.seconds.items():
             self._stages.labels(implementation, stage).observe(seconds)
         self._batch_size.labels(implementation).observe(batch_size)
 
-    def rejected(self, implementation: str, model_set: str, status: int, reason: str) -> None:
+    def rejected(self, implementation: str, model_set: str, error: Exception) -> None:
         """Count a request that failed. Names that the server does not know are counted as `unknown`."""
         labels = [name if name in self._known else "unknown" for name in (implementation, model_set)]
-        self._requests.labels(*labels, str(status)).inc()
-        self._rejected.labels(reason).inc()
+        reason = type(error) if isinstance(error, DetserverError) else InternalError
+        self._requests.labels(*labels, str(reason.status)).inc()
+        self._rejected.labels(reason.__name__).inc()
 
     def watch(
         self,

@@ -1,15 +1,26 @@
 """The image of a request, as a multipart field or as the raw body, never more of it than the limit."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.types import Message, Receive
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect, Request
 
-from detserver.errors import BodyTimeout, BodyTooLarge, EmptyBody, MalformedForm, MissingField, UnsupportedMediaType
+from detserver.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ClientGone,
+    EmptyBody,
+    MalformedForm,
+    MissingField,
+    UnsupportedMediaType,
+)
 
 FIELD = "file"
+UNNAMED_TYPE = "application/octet-stream"
+"""What clients call bytes whose kind they do not know; the decoder looks at them anyway."""
 
 
 async def read_image(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -20,53 +31,114 @@ async def read_image(request: Request, max_bytes: int, timeout_s: float) -> byte
         timeout_s: how long the client may take, so that slow ones cannot pile up.
 
     Raises:
-        EmptyBody, BodyTooLarge, BodyTimeout, UnsupportedMediaType, MalformedForm, MissingField: see there.
+        EmptyBody, BodyTooLarge, BodyTimeout, ClientGone, UnsupportedMediaType, MalformedForm, MissingField: see there.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(f"Content-Encoding {encoding}: send the body as it is, not compressed")
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    limited = Request(request.scope, _limit(request, max_bytes))
+    body = _limited(request, max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
             if kind == "multipart/form-data":
-                return await _form_file(limited)
-            if kind.startswith("image/"):
-                return await limited.body()
-            if not await limited.body():
-                raise EmptyBody(f"the body is empty: send an image as multipart field `{FIELD}` or as the raw body")
+                return await _form_file(body, request.headers["content-type"])
+            data = b"".join([piece async for piece in body])
     except TimeoutError as error:
         raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
+    except ClientDisconnect as error:
+        raise ClientGone("the client closed the connection before its body was there") from error
+    if kind == UNNAMED_TYPE or kind.startswith("image/"):
+        return data
+    if not data:
+        raise EmptyBody(f"the body is empty: send an image as multipart field `{FIELD}` or as the raw body")
     raise UnsupportedMediaType(
         f"Content-Type {kind or 'is missing'}: send multipart/form-data with the field `{FIELD}`, or the raw image "
-        "with Content-Type image/jpeg, image/png, image/webp or image/bmp"
+        f"with Content-Type image/jpeg, image/png, image/webp, image/bmp or {UNNAMED_TYPE}"
     )
 
 
-async def _form_file(request: Request) -> bytes:
-    # Files over 1 MB go to a temporary file while they arrive, so a form costs no memory.
-    try:
-        async with request.form(max_files=1, max_fields=16) as form:
-            field = form.get(FIELD)
-            if isinstance(field, UploadFile):
-                return await field.read()
-            raise MissingField(f"the form has no file in a field called `{FIELD}`")
-    except HTTPException as error:
-        raise MalformedForm(f"the body is no multipart form: {error.detail}") from error
-
-
-def _limit(request: Request, max_bytes: int) -> Receive:
+async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     received = 0
-
-    async def receive() -> Message:
-        nonlocal received
-        message = await request.receive()
-        received += len(message.get("body", b""))
+    async for piece in request.stream():
+        received += len(piece)
         if received > max_bytes:
             raise _too_large(max_bytes)
-        return message
+        yield piece
 
-    return receive
+
+async def _form_file(body: AsyncIterator[bytes], content_type: str) -> bytes:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise MalformedForm("the body is no multipart form: its Content-Type names no boundary")
+    form = _Form()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin_part,
+                "on_header_field": form.add_to_name,
+                "on_header_value": form.add_to_value,
+                "on_header_end": form.end_header,
+                "on_part_data": form.add_to_part,
+                "on_part_end": form.end_part,
+                "on_end": form.end,
+            },
+        )
+        async for piece in body:
+            parser.write(piece)
+        parser.finalize()
+    except FormParserError as error:
+        raise MalformedForm(f"the body is no multipart form: {' '.join(str(error).split())}") from error
+    if not form.ended:
+        raise MalformedForm("the body is no multipart form: it does not end with the boundary of its Content-Type")
+    if form.file is None:
+        raise MissingField(f"the form has no field called `{FIELD}`")
+    return form.file
+
+
+class _Form:
+    """Keeps the first part in the field `file`, whether it has a file's name or not, and nothing of the others.
+
+    Starlette's parser takes a part without a file's name for text of 1 MB at most, and decodes it.
+    """
+
+    def __init__(self) -> None:
+        self.file: bytes | None = None
+        self.ended = False
+        self._name = self._value = b""
+        self._part: bytearray | None = None
+
+    def begin_part(self) -> None:
+        self._name = self._value = b""
+        self._part = None
+
+    def add_to_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def end_header(self) -> None:
+        if self._name.lower() == b"content-disposition" and self.file is None:
+            _, options = parse_options_header(self._value)
+            if options.get(b"name") == FIELD.encode():
+                self._part = bytearray()
+        self._name = self._value = b""
+
+    def add_to_part(self, data: bytes, start: int, end: int) -> None:
+        if self._part is not None:
+            self._part += memoryview(data)[start:end]
+
+    def end_part(self) -> None:
+        if self._part is not None:
+            self.file = bytes(self._part)
+            self._part = None
+
+    def end(self) -> None:
+        self.ended = True
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -1,0 +1,50 @@
+"""What every request passes first, and every answer last."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+STARTED = "detserver.started"
+"""Key of the scope: when the request's headers were there, by `time.perf_counter`."""
+
+
+class Intake:
+    """Notes when a request came, answers HEAD as GET without the body, and lets connections end where the server does.
+
+    Args:
+        ending: whether the server is about to end.
+        refusal: what answers a request that is cancelled because the server does not wait for it any longer.
+    """
+
+    def __init__(self, app: ASGIApp, ending: Callable[[], bool], refusal: Callable[[], ASGIApp]) -> None:
+        self._app = app
+        self._ending = ending
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, as an ASGI application does."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        head = scope["method"] == "HEAD"
+        answered = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                if self._ending():
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            elif head and "body" in message:
+                message["body"] = b""
+            await send(message)
+
+        # A copy: whoever sends the answer is to know that it was HEAD.
+        inner = {**scope, STARTED: time.perf_counter(), "method": "GET" if head else scope["method"]}
+        try:
+            await self._app(inner, receive, send_on)
+        except asyncio.CancelledError:
+            if not answered:
+                await self._refusal()(inner, receive, send_on)
