@@ -1,5 +1,6 @@
 """A detserver of our own, for a sweep on a machine where none runs: started, watched and ended here."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -14,6 +15,9 @@ import httpx
 from detbench.errors import ServerError
 
 _TAIL_LINES = 15
+
+# A server whose device has failed ends after 15 s at the latest.
+_ENDS_WITHIN_S = 20.0
 
 
 def free_port() -> int:
@@ -50,9 +54,13 @@ class ServerProcess:
     @property
     def pid(self) -> int:
         """Process id of the running server."""
+        return self._running.pid
+
+    @property
+    def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
             raise ServerError("the server was not started")
-        return self._process.pid
+        return self._process
 
     def start(self) -> None:
         """Start the server; returns at once, see `wait_ready`."""
@@ -69,6 +77,18 @@ class ServerProcess:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
+    def ended(self) -> bool:
+        """Whether the process has ended. One that says that it has failed is about to, and is waited for."""
+        if self.alive():
+            try:
+                failed = bool(httpx.get(f"{self.host}/ready", timeout=5.0).json().get("failed"))
+            except (httpx.HTTPError, ValueError):
+                failed = False
+            if failed:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._running.wait(_ENDS_WITHIN_S)
+        return not self.alive()
+
     def wait_ready(self, timeout_s: float = 600.0, on_wait: Callable[[float], None] = lambda _: None) -> None:
         """Wait until `GET /ready` answers 200.
 
@@ -84,7 +104,7 @@ class ServerProcess:
             if not self.alive():
                 raise ServerError(f"the server ended while starting:\n{self.log_tail()}")
             try:
-                answer = httpx.get(f"{self.host}/ready", timeout=5.0)
+                answer = httpx.get(f"{self.host}/ready", timeout=5.0, trust_env=False)  # no proxy that it names
                 if answer.is_success:
                     return
                 if answer.json().get("failed"):

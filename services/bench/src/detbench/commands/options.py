@@ -8,22 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.client import ServerClient
+from detbench.client import ServerClient, base_url
 from detbench.datasets import Dataset, fetch_or_open
 from detbench.revision import git_revision
 from detbench.selection import ALL
 from detbench.server_process import ServerProcess
+from detbench.variables import of_variable, positive_int
 
 _MOST_IN_FLIGHT = 16
 _QUEUE_SIZE = 32  # detserver's default
-
-
-def positive_int(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def positive_float(text: str) -> float:
@@ -69,8 +62,10 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """`--host` and `--model-set`."""
     parser.add_argument(
         "--host",
+        type=of_variable("BENCHMARK_HOST", base_url),
         default=os.environ.get("BENCHMARK_HOST"),
-        help="base URL of a running server; without it one is started for this command (env BENCHMARK_HOST)",
+        help="base URL of a running server, asked directly whatever proxy the environment names; without it one is "
+        "started for this command (env BENCHMARK_HOST)",
     )
     parser.add_argument(
         "--model-set",
@@ -88,7 +83,7 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-images",
-        type=positive_int,
+        type=of_variable("BENCHMARK_MAX_IMAGES", positive_int),
         default=os.environ.get("BENCHMARK_MAX_IMAGES", "100"),
         help="use the first N images (env BENCHMARK_MAX_IMAGES; default: %(default)s)",
     )
@@ -122,7 +117,7 @@ def own_server(log: Path, data_dir: Path, most_users: int = 1) -> ServerProcess:
     """
     queue_size = os.environ.get("DETSERVER_QUEUE_SIZE", str(max(most_users, _QUEUE_SIZE)))
     environment = {
-        "DETSERVER_PRELOAD": "",
+        "DETSERVER_PRELOAD": "none",
         "DETSERVER_DATA_DIR": str(data_dir),
         "DETSERVER_QUEUE_SIZE": queue_size,
     }

@@ -1,12 +1,13 @@
 """COCO val2017."""
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 from detbench.datasets.archive import extract
 from detbench.datasets.download import RemoteFile, download
 from detbench.datasets.source import Source
 from detbench.errors import DatasetError
+from detbench.variables import web_address
 
 # Sizes and checksums of the files as cocodataset.org serves them.
 IMAGES = RemoteFile(
@@ -66,4 +67,4 @@ class CocoVal2017(Source):
 
 def _overridden(file: RemoteFile, variable: str) -> RemoteFile:
     """The same file from a mirror: size and checksum still hold."""
-    return RemoteFile(os.environ.get(variable, file.url), file.name, file.size_bytes, file.sha256)
+    return replace(file, url=web_address(variable) or file.url)

@@ -1,6 +1,7 @@
 """Fetching a large file over HTTP: with progress, continued after a break, and checked before anybody uses it."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from socksio import SOCKSError  # httpx does not make one of its own of it
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from detbench.errors import DatasetError
@@ -65,10 +67,16 @@ def download(file: RemoteFile, folder: Path, retry_wait_s: float = 1.0) -> Path:
             reraise=True,
         )
         try:
-            retrying(_continue, file, partial, show)
-        except httpx.HTTPError as error:
+            with _client() as client:
+                retrying(_continue, client, file, partial, show)
+        except httpx.HTTPStatusError as error:
             raise DatasetError(
-                f"{file.url} cannot be fetched ({error or type(error).__name__}); call again to go on, "
+                f"{file.url} cannot be fetched (HTTP {error.response.status_code}); name a mirror (see --help)"
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL, SOCKSError) as error:
+            through = f" through {proxies}" if (proxies := _proxy_variables()) else ""
+            raise DatasetError(
+                f"{file.url} cannot be fetched{through} ({error or type(error).__name__}); call again to go on, "
                 "or name a mirror (see --help)"
             ) from error
         except OSError as error:
@@ -85,12 +93,26 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def _continue(file: RemoteFile, partial: Path, show: Callable[[int, int | None], None]) -> None:
+def _client() -> httpx.Client:
+    """A client that goes through the proxies of the environment, SOCKS ones too."""
+    try:
+        return httpx.Client(timeout=_TIMEOUT, follow_redirects=True)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise DatasetError(f"no proxy can be made of {_proxy_variables()} ({error}); correct or unset it") from error
+
+
+def _proxy_variables() -> str:
+    """Names of the variables that name a proxy."""
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    return ", ".join(name for name in os.environ if name.lower() in names and os.environ[name])
+
+
+def _continue(client: httpx.Client, file: RemoteFile, partial: Path, show: Callable[[int, int | None], None]) -> None:
     have = partial.stat().st_size if partial.exists() else 0
     if file.size_bytes is not None and have >= file.size_bytes:
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with httpx.stream("GET", file.url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
+    with client.stream("GET", file.url, headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # of unknown size, and complete
         response.raise_for_status()

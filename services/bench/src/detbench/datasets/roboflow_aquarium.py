@@ -1,13 +1,13 @@
 """Aquarium Combined, by Roboflow."""
 
-import json
-import os
 from pathlib import Path
 
 from detbench.datasets.archive import extract
 from detbench.datasets.download import RemoteFile, download
+from detbench.datasets.layout import pictures
 from detbench.datasets.source import Source
 from detbench.errors import DatasetError
+from detbench.variables import web_address
 
 URL_VARIABLE = "DETBENCH_AQUARIUM_URL"
 _BOXES = "_annotations.coco.json"
@@ -25,7 +25,7 @@ class RoboflowAquarium(Source):
 
     def make(self, target: Path, downloads: Path) -> None:
         """See `Source.make`. Roboflow's links carry a key of the person who asks, so there is none to put here."""
-        url = os.environ.get(URL_VARIABLE)
+        url = web_address(URL_VARIABLE)
         if not url:
             raise DatasetError(
                 "Roboflow gives each person a download link of their own: open https://public.roboflow.com/"
@@ -42,15 +42,8 @@ class RoboflowAquarium(Source):
             raise DatasetError(
                 f"the archive of {URL_VARIABLE} has no {_BOXES}: export the dataset in the format `COCO`"
             )
-        boxes = json.loads((split / _BOXES).read_text())
-        missing = [image["file_name"] for image in boxes["images"] if not (split / image["file_name"]).is_file()]
-        if missing:
-            archive.unlink()
-            raise DatasetError(
-                f"the archive lacks {len(missing)} annotated images, first {missing[0]}; export it again"
-            )
         (target / "images").mkdir()
-        for image in boxes["images"]:
-            (split / image["file_name"]).rename(target / "images" / image["file_name"])
+        for path in pictures(split):
+            path.rename(target / "images" / path.name)
         (split / _BOXES).rename(target / "instances.json")
         archive.unlink()

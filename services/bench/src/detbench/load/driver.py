@@ -18,7 +18,6 @@ sys.modules["trio"] = None  # type: ignore[assignment]
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -28,8 +27,9 @@ from locust import log
 from locust.env import Environment
 
 from detbench.errors import DetbenchError
-from detbench.load.locustfile import DetectorUser, export_metrics, prepare_workload
+from detbench.load.locustfile import DetectorUser, export_metrics
 from detbench.load.recorder import Recorder
+from detbench.load.workload import prepare_workload
 
 _POLL_S = 0.5
 _DRAIN_S = 600.0
@@ -99,7 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--users", type=int, required=True)
     parser.add_argument("--duration", type=float, required=True, help="seconds")
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
-    parser.add_argument("--metrics-port", type=int, default=os.environ.get("BENCHMARK_METRICS_PORT", 0))
+    parser.add_argument("--metrics-port", type=int, default=0)
     return parser.parse_args()
 
 

@@ -1,37 +1,51 @@
 """Locust file: users that send one photo after the other to an implementation and check every answer.
 
-    locust -f locustfile.py --host http://localhost:8000                          # web UI on port 8089
-    locust -f locustfile.py --host … --headless -u 8 -t 30s --csv outputs/load    # the same without it
+    locust -f locustfile.py                                       # web UI on port 8089
+    locust -f locustfile.py --headless -u 8 -t 30s --csv load     # the same without it
+    locust -f locustfile.py --processes 4 …                       # from four processes and a master of theirs
 
-Implementation, model set, dataset and image count are options, fields of the web UI's start form, and environment
-variables: BENCHMARK_IMPLEMENTATION, BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR.
-With BENCHMARK_METRICS_PORT, Prometheus finds counters and a latency histogram there.
-In the web UI they are under "Custom parameters"; the drop-downs hold what the server at `--host` offers.
+The server is at `--host`, else BENCHMARK_HOST, else http://localhost:8000; it is asked directly, whatever proxy the
+environment names. Implementation, model set, dataset and image count are options, fields of the web UI's start form
+("Custom parameters"; the drop-downs hold what the server offers), and environment variables: BENCHMARK_IMPLEMENTATION,
+BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR.
+
+The implementation is loaded before users are sent out: the run time and Locust's statistics begin when the load does. A
+test that cannot begin, or that had not one answer, ends with an exit status that is not 0.
+
+With BENCHMARK_METRICS_PORT, Prometheus finds counters and a latency histogram there. Workers that `--processes` starts
+take the ports after it: the first worker the next one, and so on.
 """
 
 import argparse
+import contextlib
 import itertools
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
-from locust import FastHttpUser, constant, events, task
+from greenlet import GreenletExit
+from locust import FastHttpUser, constant, events, stats, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner, WorkerRunner
-from pydantic import ValidationError
+from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
-from detbench.client import Inference, ServerClient
-from detbench.datasets import fetch_or_open
+from detbench.client import REFUSED_IMAGE, Inference, ServerClient, base_url
 from detbench.errors import DetbenchError, ServerError
 from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
+from detbench.load.workload import Image, Workload, check_answer, load_into_server, prepare_workload, read_images
+from detbench.variables import forget_empty_variables, of_variable, port, positive_int
+
+if TYPE_CHECKING:  # gevent's class takes no arguments when it runs
+    Preparing = gevent.Greenlet[..., Workload | DetbenchError]
+
+forget_empty_variables()  # Locust reads variables after it has imported this file
 
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at what the server offers
@@ -41,62 +55,9 @@ DEFAULT_HOST = "http://localhost:8000"
 _PAUSE_AFTER_FAILURE_S = 0.1
 _GIVE_UP = "detbench_give_up"
 _SPAWNING_TAKES_S = 60.0
+_NEVER_S = 10**6
 
 _spawned = Event()
-
-
-@dataclass(frozen=True)
-class Image:
-    """One encoded photo, in memory."""
-
-    name: str
-    content_type: str
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What the users of this process send, and what a good answer holds."""
-
-    implementation: str
-    model_set: str
-    model_names: tuple[str, ...]
-    images: tuple[Image, ...]
-
-
-def prepare_workload(
-    host: str, implementation: str, model_set: str, dataset: str, max_images: int, data_dir: Path
-) -> Workload:
-    """Load the photos into memory, and the implementation into the server.
-
-    Raises:
-        DatasetError: the dataset is not there; `sample` is fetched.
-        ServerError: no answer, or the server refuses to load.
-    """
-    photos = fetch_or_open(dataset, data_dir, max_images).photos
-    with ServerClient(host) as client:
-        client.load(implementation, model_set)
-        names = tuple(model.model_name for model in client.model_set(model_set).models)
-    images = tuple(Image(photo.name, photo.content_type, photo.path.read_bytes()) for photo in photos)
-    return Workload(implementation, model_set, names, images)
-
-
-def check_answer(body: bytes, workload: Workload) -> Inference:
-    """Parse an answer.
-
-    Raises:
-        ValueError: not well-formed, or not detections of every model of the set; the message is short and without
-            values, so that Locust counts equal failures as one.
-    """
-    try:
-        answer = Inference.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"malformed answer: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
-    names = tuple(detections.model_name for detections in answer.detections)
-    if names != workload.model_names:
-        raise ValueError(f"detections of {', '.join(names) or 'no model'}, not of {', '.join(workload.model_names)}")
-    return answer
 
 
 class DetectorUser(FastHttpUser):
@@ -110,7 +71,8 @@ class DetectorUser(FastHttpUser):
 
     def on_start(self) -> None:
         """Wait for what there is to send."""
-        self._workload: Workload | None = self.environment.workload.get()
+        workload: Workload | DetbenchError = self.environment.workload.get()
+        self._workload = workload if isinstance(workload, Workload) else None
         self._metrics: LoadMetrics = self.environment.load_metrics
         self._number = next(self._numbers)
         images = self._workload.images if self._workload else ()
@@ -136,7 +98,7 @@ class DetectorUser(FastHttpUser):
         ) as response:
             try:
                 if response.status_code != 200:
-                    raise ValueError(_failure(response.status_code, response.content))
+                    raise ValueError(_failure(image.name, response.status_code, response.content))
                 outcome["answer"] = check_answer(response.content, workload)
                 response.success()
             except ValueError as error:
@@ -154,15 +116,21 @@ def add_options(parser: LocustArgumentParser) -> None:
         ("model-set", "mixed", model_sets, "detectors that run on every image"),
         ("dataset", "sample", None, "photos to send: a dataset's name, or a folder"),
     ):
+        variable = f"BENCHMARK_{option.replace('-', '_').upper()}"
         parser.add_argument(
             f"--{option}",
-            env_var=f"BENCHMARK_{option.replace('-', '_').upper()}",
+            type=of_variable(variable, _one_of(choices)),
+            env_var=variable,
             default=default,
             choices=choices,
             help=help_text,
         )
     parser.add_argument(
-        "--max-images", type=int, env_var="BENCHMARK_MAX_IMAGES", default=100, help="photos held in memory at most"
+        "--max-images",
+        type=of_variable("BENCHMARK_MAX_IMAGES", positive_int),
+        env_var="BENCHMARK_MAX_IMAGES",
+        default=100,
+        help="photos held in memory at most",
     )
     parser.add_argument(
         "--data-dir",
@@ -173,11 +141,12 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics-port",
-        type=int,
+        type=of_variable("BENCHMARK_METRICS_PORT", port),
         env_var="BENCHMARK_METRICS_PORT",
         default=0,
         include_in_web_ui=False,
-        help="port on which Prometheus finds the metrics of this process; 0: none",
+        help="port on which Prometheus finds the metrics of this process, 0: none; workers of --processes take the "
+        "ports after it",
     )
 
 
@@ -189,63 +158,65 @@ def export_metrics(environment: Environment, port: int) -> None:
     if not isinstance(environment.runner, WorkerRunner):
         metrics.registry.register(RunnerState(environment))
     if port:
-        serve(metrics, port)
+        try:
+            serve(metrics, port)
+        except (OSError, OverflowError) as error:  # a load is worth having without them
+            log.error("no metrics for Prometheus on port %d: %s; see --metrics-port", port, error)
 
 
 @events.init.add_listener
 def start_process(environment: Environment, **_: Any) -> None:
-    """Export the metrics of this process, and let the workers of a master tell it that a test cannot begin."""
-    options = environment.parsed_options
-    export_metrics(environment, options.metrics_port if options else 0)
-    if isinstance(environment.runner, MasterRunner):
-        environment.runner.register_message(_GIVE_UP, give_up, concurrent=True)
+    """Export the metrics of this process, and prepare a test that Locust starts by itself.
+
+    Locust counts `--run-time` from the moment when the listeners of this event are through.
+    """
+    options, runner = environment.parsed_options, environment.runner
+    assert options is not None
+    environment.host = _host(environment.host)
+    metrics_port = options.metrics_port
+    if metrics_port and options.processes and isinstance(runner, WorkerRunner):
+        metrics_port += 1 + runner.worker_index  # a fork, with the options of the process that was started
+    export_metrics(environment, metrics_port)
+    environment.prepared = False  # type: ignore[attr-defined]
+    if isinstance(runner, MasterRunner):
+        runner.register_message(_GIVE_UP, give_up, concurrent=True)
+    if isinstance(runner, WorkerRunner):
+        gevent.spawn(_read_ahead, options)
+    elif options.headless or options.autostart:
+        environment.workload = gevent.spawn(_prepared, environment)  # type: ignore[attr-defined]
+        _join_unless_stopped(environment)
+        environment.prepared = True  # type: ignore[attr-defined]
 
 
 @events.test_start.add_listener
-def start_preparing(environment: Environment, **_: Any) -> None:
-    """Prepare the workload of this process while its users wait for it.
+def prepare_test(environment: Environment, **_: Any) -> None:
+    """Prepare the workload of this process, unless it is.
 
-    Not in this listener itself: loading an implementation may take minutes, and a worker that does not listen to its
-    master for one ends itself.
+    Where the decision lies, at a master or a Locust that runs alone, no user is sent out before. A worker prepares
+    while its users wait: one that does not listen to its master for a minute ends itself.
     """
     _spawned.clear()
-    if (previous := getattr(environment, "workload", None)) is not None:
-        previous.kill(block=False)  # of a test that was stopped meanwhile: its failure must not end this one
-    if environment.parsed_options is not None and not getattr(environment.parsed_options, "master", False):
+    prepared, environment.prepared = environment.prepared, False  # type: ignore[attr-defined]
+    environment.process_exit_code = None
+    held = _hold_run_time(environment)
+    if not prepared:
         environment.workload = gevent.spawn(_prepared, environment)  # type: ignore[attr-defined]
+    preparing: Preparing = environment.workload  # type: ignore[attr-defined]
+    preparing.link(lambda _: _begin_or_give_up(environment, preparing, held))
+    if isinstance(environment.runner, WorkerRunner):
+        return
+    if not preparing.ready() and environment.runner is not None:
+        environment.runner.update_state(STATE_SPAWNING)  # so that it can be stopped: Locust ignores that before
+    if isinstance(preparing.get(), DetbenchError):
+        raise GreenletExit  # of the greenlet that would send out users now
 
 
-def _prepared(environment: Environment) -> Workload | None:
-    """The workload that the options describe; None, with the reason among Locust's failures, where there is none."""
-    options = environment.parsed_options
-    assert options is not None
-    environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
-    try:
-        return prepare_workload(
-            environment.host or DEFAULT_HOST,
-            options.implementation,
-            options.model_set,
-            options.dataset,
-            options.max_images,
-            Path(options.data_dir),
-        )
-    except DetbenchError as error:
-        log.error("no load: %s", error)
-        environment.events.request.fire(
-            request_type=LOADING,
-            name=f"{options.implementation} {options.model_set}",
-            response_time=0,
-            response_length=0,
-            exception=error,
-            context={},
-        )
-        environment.process_exit_code = 2
-        _spawned.wait(_SPAWNING_TAKES_S)  # a master that still sends out users would start the test again
-        if isinstance(environment.runner, WorkerRunner):
-            environment.runner.send_message(_GIVE_UP)
-        else:
-            give_up(environment)
-        return None
+@events.test_stop.add_listener
+def stop_preparing(environment: Environment, **_: Any) -> None:
+    """What a stopped test prepared is no concern of the next one."""
+    preparing = getattr(environment, "workload", None)
+    if isinstance(preparing, gevent.Greenlet):
+        preparing.kill(block=False)
 
 
 @events.spawning_complete.add_listener
@@ -254,13 +225,114 @@ def note_spawned(**_: Any) -> None:
     _spawned.set()
 
 
+@events.quitting.add_listener
+def end_process(environment: Environment, **_: Any) -> None:
+    """Fail a test without an answer, and let Locust write its files to the end."""
+    runner, options = environment.runner, environment.parsed_options
+    if isinstance(runner, WorkerRunner) or not hasattr(environment, "workload"):
+        return
+    if isinstance(runner, LocalRunner):
+        runner.quit()  # a master has been ended by now, and its workers have reported
+    if options is not None and options.csv_prefix:
+        # Locust writes its files so often, and not at the end. The one time that is left, then no more: it closes them.
+        interval_s, stats.CSV_STATS_INTERVAL_SEC = stats.CSV_STATS_INTERVAL_SEC, _NEVER_S
+        gevent.sleep(interval_s)
+    if environment.stats.total.num_requests == 0:
+        log.error("no request was answered before the test ended; give it more time (--run-time)")
+        environment.process_exit_code = 2
+
+
 def give_up(environment: Environment, **_: Any) -> None:
     """End a test that cannot begin; in the web UI another one can be started."""
     assert environment.runner is not None
+    environment.process_exit_code = 2
     if environment.web_ui is None:
         environment.runner.quit()
     else:
         environment.runner.stop()
+
+
+def _prepared(environment: Environment) -> Workload | DetbenchError:
+    """The workload that the options describe, or why there is none. A master's has no images: it sends none."""
+    options = environment.parsed_options
+    assert options is not None
+    environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
+    what = (options.implementation, options.model_set)
+    try:
+        host = environment.host = base_url(_host(environment.host))
+        if isinstance(environment.runner, MasterRunner):
+            return Workload(*what, load_into_server(host, *what), images=())
+        return prepare_workload(host, *what, options.dataset, options.max_images, Path(options.data_dir))
+    except DetbenchError as error:
+        return error
+
+
+def _read_ahead(options: argparse.Namespace) -> None:
+    """Read what a test will most likely send: a worker's users are sent out before it could."""
+    with contextlib.suppress(DetbenchError):  # told when a test asks for it
+        read_images(options.dataset, options.max_images, Path(options.data_dir))
+
+
+def _join_unless_stopped(environment: Environment) -> None:
+    """Wait for the workload. Locust, which is about to start, does not yet end well on SIGINT and SIGTERM."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        environment.workload.join()  # type: ignore[attr-defined]
+    except KeyboardInterrupt:
+        log.error("stopped while the implementation was loading")
+        if environment.runner is not None:
+            environment.runner.quit()
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _begin_or_give_up(environment: Environment, preparing: "Preparing", run_time_held: bool) -> None:
+    """Start the clocks of a test that can begin; end one that cannot, with the reason among Locust's failures."""
+    if environment.workload is not preparing:  # type: ignore[attr-defined] # of a test that was stopped meanwhile
+        return
+    outcome = preparing.value
+    if isinstance(outcome, Workload) and not isinstance(environment.runner, WorkerRunner):
+        environment.stats.reset_all()
+        if run_time_held:
+            _start_run_time(environment)
+    if not isinstance(outcome, DetbenchError):
+        return
+    log.error("no load: %s", outcome)
+    options = environment.parsed_options
+    assert options is not None
+    environment.events.request.fire(
+        request_type=LOADING,
+        name=f"{options.implementation} {options.model_set}",
+        response_time=0,
+        response_length=0,
+        exception=outcome,
+        context={},
+    )
+    if not isinstance(environment.runner, WorkerRunner):
+        give_up(environment)
+        return
+    environment.process_exit_code = 2
+    _spawned.wait(_SPAWNING_TAKES_S)  # a master that still sends out users would start the test again
+    if environment.workload is preparing:  # type: ignore[attr-defined]
+        environment.runner.send_message(_GIVE_UP)
+
+
+def _hold_run_time(environment: Environment) -> bool:
+    """Stop the clock of a run time that was given in the web UI; Locust has no public handle on it."""
+    web_ui = environment.web_ui
+    if web_ui is None or web_ui._run_time_greenlet is None:
+        return False
+    web_ui._cancel_run_time_timer()
+    return True
+
+
+def _start_run_time(environment: Environment) -> None:
+    web_ui, options = environment.web_ui, environment.parsed_options
+    assert web_ui is not None
+    assert options is not None
+    web_ui._cancel_run_time_timer()  # of who started the same test again while it was loading
+    web_ui._run_time_greenlet = gevent.spawn_later(options.run_time, web_ui._stop_runners)
 
 
 def _rotate(images: Sequence[Image], by: int) -> Sequence[Image]:
@@ -268,17 +340,30 @@ def _rotate(images: Sequence[Image], by: int) -> Sequence[Image]:
     return [*images[start:], *images[:start]]
 
 
-def _failure(status: int, body: bytes | None) -> str:
+def _failure(photo: str, status: int, body: bytes | None) -> str:
     if status == 0:
         return "no answer: connection refused, broken, or timed out"
-    return f"HTTP {status}: {(body or b'')[:200].decode(errors='replace')}"
+    whose = f"{photo}: " if status in REFUSED_IMAGE else ""
+    return f"{whose}HTTP {status}: {(body or b'')[:200].decode(errors='replace')}"
+
+
+def _one_of(choices: Sequence[str] | None) -> Callable[[str], str]:
+    def checked(text: str) -> str:
+        if choices is not None and text not in choices:
+            raise ValueError(f"the server has {', '.join(choices)}")
+        return text
+
+    return checked
+
+
+def _host(given: str | None) -> str:
+    return given or os.environ.get("BENCHMARK_HOST") or DEFAULT_HOST
 
 
 def _host_of_command_line() -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-H", "--host", default=os.environ.get("LOCUST_HOST", DEFAULT_HOST))
-    host: str = parser.parse_known_args(sys.argv[1:])[0].host
-    return host
+    parser.add_argument("-H", "--host", default=os.environ.get("LOCUST_HOST"))
+    return _host(parser.parse_known_args(sys.argv[1:])[0].host)
 
 
 def _offered(host: str) -> tuple[list[str] | None, list[str] | None]:

@@ -21,7 +21,10 @@ _END_S = 10.0
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """One load: `users` users send photos of `dataset` to `implementation` for `duration_s` after the warm-up."""
+    """One load: `users` users send photos of `dataset` to `implementation` for `duration_s` after the warm-up.
+
+    Prometheus finds its metrics on `metrics_port` while it runs; 0 is nowhere.
+    """
 
     host: str
     implementation: str
@@ -31,6 +34,7 @@ class LoadRequest:
     max_images: int
     users: int
     duration_s: float
+    metrics_port: int
 
 
 def run_driver(request: LoadRequest, on_message: Callable[[dict[str, Any]], None]) -> Load:
@@ -53,6 +57,7 @@ def run_driver(request: LoadRequest, on_message: Callable[[dict[str, Any]], None
         *("--max-images", str(request.max_images)),
         *("--users", str(request.users)),
         *("--duration", str(request.duration_s)),
+        *("--metrics-port", str(request.metrics_port)),
     ]
     reason = "the load generator ended without a result"
     with (

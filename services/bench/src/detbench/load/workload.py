@@ -1,0 +1,85 @@
+"""What the users of a load test send, and what a good answer to it is."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from detbench.client import Inference, ServerClient
+from detbench.datasets import fetch_or_open
+
+
+@dataclass(frozen=True)
+class Image:
+    """One encoded photo, in memory."""
+
+    name: str
+    content_type: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the users of this process send, and what a good answer holds."""
+
+    implementation: str
+    model_set: str
+    model_names: tuple[str, ...]
+    images: tuple[Image, ...]
+
+
+def prepare_workload(
+    host: str, implementation: str, model_set: str, dataset: str, max_images: int, data_dir: Path
+) -> Workload:
+    """Load the photos into memory, and the implementation into the server.
+
+    Raises:
+        DatasetError: the dataset is not there; `sample` is fetched.
+        ServerError: no answer, or the server refuses to load.
+    """
+    images = read_images(dataset, max_images, data_dir)
+    return Workload(implementation, model_set, load_into_server(host, implementation, model_set), images)
+
+
+@lru_cache(maxsize=1)
+def read_images(dataset: str, max_images: int, data_dir: Path) -> tuple[Image, ...]:
+    """The first photos of a dataset, in memory; those of the last call are kept there.
+
+    Raises:
+        DatasetError: the dataset is not there; `sample` is fetched.
+    """
+    photos = fetch_or_open(dataset, data_dir, max_images).photos
+    return tuple(Image(photo.name, photo.content_type, photo.read()) for photo in photos)
+
+
+def load_into_server(host: str, implementation: str, model_set: str) -> tuple[str, ...]:
+    """Load the implementation into the server; it does nothing where it is loaded already.
+
+    Returns:
+        Names of the models that an answer has detections of, in their order.
+
+    Raises:
+        ServerError: no answer, or the server refuses to load.
+    """
+    with ServerClient(host) as client:
+        client.load(implementation, model_set)
+        return tuple(model.model_name for model in client.model_set(model_set).models)
+
+
+def check_answer(body: bytes, workload: Workload) -> Inference:
+    """Parse an answer.
+
+    Raises:
+        ValueError: not well-formed, or not detections of every model of the set; the message is short and without
+            values, so that Locust counts equal failures as one.
+    """
+    try:
+        answer = Inference.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"malformed answer: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    names = tuple(detections.model_name for detections in answer.detections)
+    if names != workload.model_names:
+        raise ValueError(f"detections of {', '.join(names) or 'no model'}, not of {', '.join(workload.model_names)}")
+    return answer
