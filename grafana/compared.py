@@ -22,6 +22,7 @@ from panels import (
     graph,
     implementation_variable,
     query,
+    weights,
 )
 
 COLUMNS = {
@@ -57,7 +58,36 @@ COLUMNS = {
         f'max by (implementation, model_set) (detbench_labels_accuracy{{{CHOSEN},model="all"}})',
     ),
     "gate": ("Same answers", "short", f"max by (implementation, model_set) (detbench_gate_passed{{{CHOSEN}}})"),
+    "measured": (
+        "Measured",
+        "dateTimeFromNow",
+        f"1000 * max by (implementation, model_set) (detbench_run_timestamp_seconds{{{CHOSEN}}})",
+    ),
+    "compared": (
+        "Compared",
+        "dateTimeFromNow",
+        f"1000 * max by (implementation, model_set) (detbench_compare_timestamp_seconds{{{CHOSEN}}})",
+    ),
 }
+
+
+def judged(expr: str) -> str:
+    """`expr` by implementation and model set, with the label `answers`: empty, or a doubt for the legend.
+
+    Fast is what answers nothing; only a comparison tells.
+    """
+    gate = f"max by (implementation, model_set) (detbench_gate_passed{{{CHOSEN}}})"
+    pairs = "on (implementation, model_set)"
+    doubts = {
+        "": f"{expr} and {pairs} {gate} == 1",
+        " (other answers)": f"{expr} and {pairs} {gate} == 0",
+        " (not compared)": f"{expr} unless {pairs} {gate}",
+    }
+    marked = (f'label_replace({each}, "answers", "{doubt}", "implementation", ".*")' for doubt, each in doubts.items())
+    return " or ".join(marked)
+
+
+JUDGED = NAMED + "{{answers}}"
 
 
 def comparison_table() -> table.Panel:
@@ -67,7 +97,8 @@ def comparison_table() -> table.Panel:
         .title("Newest results")
         .description(
             "What `detbench run` and `detbench compare` pushed last: throughput at the best number of users, latency "
-            "at one user, output error over all models. Same answers: within what float32 reassociation leaves."
+            "at one user, output error over all models. Same answers: within what float32 reassociation leaves. "
+            "Measured, Compared: how old a row is; only what is measured again is replaced."
         )
         .datasource(SOURCE)
         .unit("short")
@@ -119,21 +150,23 @@ def compared() -> Dashboard:
             "make bench-stack, make compare.",
         )
         .with_variable(implementation_variable())
+        .with_panel(weights())
         .with_panel(comparison_table())
         .with_panel(
             bars(
                 "Throughput",
-                "Successful answers per second in the newest sweep, at the best number of users. More is better.",
+                "Successful answers per second in the newest sweep, at the best number of users. More is better, where "
+                "the answers are baseline's.",
                 "reqps",
-                (COLUMNS["rps"][2], NAMED),
+                (judged(COLUMNS["rps"][2]), JUDGED),
             )
         )
         .with_panel(
             bars(
                 "p99 at 1 user",
-                "Client latency in the newest sweep. Less is better.",
+                "Client latency in the newest sweep. Less is better, where the answers are baseline's.",
                 "s",
-                (COLUMNS["p99"][2], NAMED),
+                (judged(COLUMNS["p99"][2]), JUDGED),
             )
         )
         .with_panel(
@@ -147,9 +180,10 @@ def compared() -> Dashboard:
         .with_panel(
             bars(
                 "VRAM peak",
-                "Peak of torch's allocator with this implementation alone. Less is better." + GPU_ABSENT,
+                "Peak of torch's allocator with this implementation alone. Less is better, where the answers are "
+                "baseline's." + GPU_ABSENT,
                 "bytes",
-                (COLUMNS["vram"][2], NAMED),
+                (judged(COLUMNS["vram"][2]), JUDGED),
             )
         )
         .with_row(Row("As it was seen live"))

@@ -9,6 +9,7 @@ from panels import (
     CHOSEN,
     GPU_ABSENT,
     NAMED,
+    SERVER_STAGES,
     SIDES,
     STAGE_COLORS,
     STAGES,
@@ -19,10 +20,11 @@ from panels import (
     graph,
     implementation_variable,
     number,
+    weights,
 )
 
-TALL = 14
-"""Grid rows of a panel whose legend has six lines: a percentile, or a stage, each."""
+TALL = 17
+"""Grid rows of a panel whose legend has nine lines: a percentile, or a stage, each."""
 
 
 def percentiles(side: str) -> list[Query]:
@@ -39,12 +41,12 @@ def live() -> Dashboard:
     where: list[Query] = [(f"clamp_min({client} - {server}, 0)", STAGES[0])]
     where += [
         (f'avg(implementation_stage:detserver_stage_duration_seconds:mean_rate30s{{{CHOSEN},stage="{name}"}})', name)
-        for name in STAGES[1:]
+        for name in SERVER_STAGES
     ]
     waterfall = bars(
         "Where a request's time goes",
-        "Mean over the last 30 s. Network and client is the client's latency minus the server's; the others are "
-        "the server's stages. What grows with users is the queue.",
+        "Mean over the last 30 s, from top to bottom as it goes. Network and client is the client's latency minus the "
+        "server's; the others are the server's stages and add up to it. What grows with users is the queue.",
         "s",
         *where,
         span=8,
@@ -98,6 +100,7 @@ def live() -> Dashboard:
                 "sum(detserver_queue_depth)",
             )
         )
+        .with_panel(weights())
         .with_panel(
             graph(
                 "Offered and achieved throughput",

@@ -28,6 +28,8 @@ from grafana_foundation_sdk.models.dashboard import (
     DataSourceRef,
     DynamicConfigValue,
     FieldColorModeId,
+    ValueMap,
+    ValueMappingResult,
     VariableOption,
     VariableRefresh,
 )
@@ -42,8 +44,9 @@ PROFILING = " Profiling counter: data-centre cards only, GeForce has none." + GP
 Query = tuple[str, str]
 Color = str
 SIDES = ("detbench", "detserver")
-STAGES = ("network and client", "queue", "decode", "preprocess", "forward", "postprocess")
-STAGE_COLORS = ("#9e9e9e", "#f2cc0c", "#5794f2", "#73bf69", "#f2495c", "#b877d9")
+SERVER_STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
+STAGES = ("network and client", *SERVER_STAGES)
+STAGE_COLORS = ("#9e9e9e", "#8ab8ff", "#ffee52", "#5794f2", "#73bf69", "#f2cc0c", "#f2495c", "#b877d9", "#ff9830")
 
 
 def query(expr: str, legend: str, instant: bool = False) -> Dataquery:
@@ -107,6 +110,41 @@ def number(
         .text_mode(BigValueTextMode.NAME if names else BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .with_target(query(expr, legend, instant=names))
+    )
+
+
+def weights() -> stat.Panel:
+    """The source of each model's weights, as words: the series' value stands for it."""
+    sources = {
+        "random": ("random weights: speeds only, detections mean nothing", "orange"),
+        "pretrained": ("pretrained", "transparent"),
+        "local": ("local file", "transparent"),
+    }
+    expr = " or ".join(
+        f'{value} * max by (model_set, model) (detserver_weights_info{{source="{source}"}})'
+        for value, source in enumerate(sources)
+    )
+    words = {
+        str(value): ValueMappingResult(text=text, color=color, index=value)
+        for value, (text, color) in enumerate(sources.values())
+    }
+    return (
+        stat.Panel()
+        .title("Weights")
+        .description(
+            "Where the weights of each model come from that was loaded. Random ones find nothing that is there."
+        )
+        .datasource(SOURCE)
+        .unit("short")
+        .span(24)
+        .height(4)
+        .no_value("no model is loaded yet")
+        .graph_mode(BigValueGraphMode.NONE)
+        .color_mode(BigValueColorMode.BACKGROUND)
+        .text_mode(BigValueTextMode.VALUE_AND_NAME)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .mappings([ValueMap(options=words)])
+        .with_target(query(expr, "{{model_set}} · {{model}}", instant=True))
     )
 
 

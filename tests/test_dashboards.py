@@ -11,10 +11,12 @@ import generate
 import pytest
 import yaml
 from metric_names import families
+from panels import SERVER_STAGES
 
 from detbench.pushgateway import ERROR_FIGURES, RUN_FIGURES
 from detserver.api import create_app
 from detserver.settings import Settings
+from detserver.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
@@ -53,6 +55,10 @@ def test_a_dashboard_is_read_only_has_a_fixed_uid_and_a_data_source_variable(pat
     assert [annotation["name"] for annotation in dashboard["annotations"]["list"]] == ["Runs"]
 
 
+def test_the_waterfall_has_every_stage_of_the_server():
+    assert SERVER_STAGES == STAGES
+
+
 def test_uids_are_different():
     uids = [json.loads(path.read_text())["uid"] for path in DASHBOARDS]
     assert len(uids) == len(set(uids)) == 3
@@ -69,6 +75,31 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_from_where(panel: dict):
         assert target.get("legendFormat") or panel["type"] in {"stat", "table"}
         for window in re.findall(r"\[([^\]]+)\]", target["expr"]):
             assert window == "$__rate_interval"
+
+
+@pytest.mark.parametrize("name", ["live", "compared"])
+def test_random_weights_cannot_be_overlooked_beside_figures(name: str):
+    found = panels(json.loads((ROOT / "grafana" / "dashboards" / f"{name}.json").read_text()))
+    (weights,) = [panel for panel in found if panel["title"] == "Weights"]
+    assert weights["gridPos"]["y"] <= 4
+    (mapping,) = weights["fieldConfig"]["defaults"]["mappings"]
+    for value, source in enumerate(("random", "pretrained", "local")):
+        expression = f'{value} * max by (model_set, model) (detserver_weights_info{{source="{source}"}})'
+        assert expression in weights["targets"][0]["expr"]
+        assert source in mapping["options"][str(value)]["text"]
+    assert mapping["options"]["0"]["text"] == "random weights: speeds only, detections mean nothing"
+    assert mapping["options"]["0"]["color"] == "orange"
+
+
+def test_results_tell_how_old_they_are_and_whose_answers_are_other_ones():
+    found = {panel["title"]: panel for panel in panels(json.loads((DASHBOARDS[0]).read_text()))}
+    units = {
+        override["matcher"]["options"]: {each["id"]: each["value"] for each in override["properties"]}.get("unit")
+        for override in found["Newest results"]["fieldConfig"]["overrides"]
+    }
+    assert units["Measured"] == units["Compared"] == "dateTimeFromNow"
+    for title in ("p99 at 1 user", "VRAM peak"):
+        assert found[title]["targets"][0]["legendFormat"].endswith("{{answers}}")
 
 
 def expressions() -> Iterator[str]:

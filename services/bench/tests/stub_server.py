@@ -1,5 +1,6 @@
 """A thin detserver for what needs many implementations, or failures at will: every endpoint, and no model."""
 
+import contextlib
 import http.server
 import json
 import threading
@@ -32,17 +33,20 @@ class StubServer:
     """Serves `entries`; a context manager.
 
     `latencies_ms` are what `POST /time` answers by implementation, per image of a batch. `boxes` are the answer of
-    `POST /infer` by implementation, else BOX. `load_s` and `infer_s` are what those calls take. `refusals` are
-    (status, detail) by the end of a path. `calls` are the paths of every POST, with the query of those to /time.
+    `POST /infer` by implementation, else BOX. `infer_s` is what that call takes, `load_s` the first load of an
+    implementation. `refusals` are (status, detail) by the end of a path, `device` torch's name of it. `calls` are the
+    paths of every POST, with the query of those to /time. `port` is 0 for any that is free.
     """
 
-    def __init__(self, *entries: dict[str, Any]) -> None:
+    def __init__(self, *entries: dict[str, Any], port: int = 0) -> None:
+        self._port = port
         self.entries = {each["name"]: each for each in entries}
         self.latencies_ms: dict[str, float] = {}
         self.boxes: dict[str, list[float]] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.calls: list[str] = []
         self.infer_s = self.load_s = 0.0
+        self.device = "cuda:0"
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
 
@@ -64,15 +68,16 @@ class StubServer:
 
             def answer(self, status: int, body: object) -> None:
                 data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(ConnectionError):  # a load that has ended
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -88,15 +93,17 @@ class StubServer:
         if path == "/implementations":
             return list(self.entries.values())
         if path == "/vram":
-            return {"device": "cuda:0"} | dict.fromkeys(
+            return {"device": self.device} | dict.fromkeys(
                 ("allocated_mb", "reserved_mb", "peak_mb", "device_used_mb", "device_total_mb"), 812.0
             )
         if path.startswith("/model-sets/"):
-            weights = {"source": "random", "fingerprint": "f" * 64, "num_classes": 90, "image_size": 512}
-            return {"name": "single", "models": [{"model_name": MODEL, "architecture": MODEL, **weights}]}
+            weights = {"source": "random", "fingerprint": "f" * 64, "num_classes": 90, "configuration": {}}
+            taken = {"image_size": (512, 512), "mean": (0.5,) * 3, "std": (0.5,) * 3, "fill_color": (128,) * 3}
+            model = {"model_name": MODEL, "architecture": MODEL, "interpolation": "bicubic", **weights, **taken}
+            return {"name": "single", "models": [model]}
         assert path in ("/health", "/ready")
         return {
-            **{"status": "ok", "device": "cuda:0", "device_name": "Some GPU", "driver": "1", "versions": {}},
+            **{"status": "ok", "device": self.device, "device_name": "Some GPU", "driver": "1", "versions": {}},
             **{"cpu_count": 2, "torch_threads": 1, "platform": "Linux", "revision": "abc", "clocks_mhz": None},
             "settings": {},
         }
@@ -105,15 +112,18 @@ class StubServer:
         self.calls.append(path + (f" {query['batch_size']} x {query['repeats']}" if path.startswith("/time/") else ""))
         match path.strip("/").split("/"):
             case ["implementations", name, "load"]:
-                time.sleep(self.load_s)
-                self.entries[name]["loaded"] = [query["model_set"]]
+                with self._lock:  # a second load of the same waits for the first
+                    if not self.entries[name]["loaded"]:
+                        time.sleep(self.load_s)
+                    self.entries[name]["loaded"] = [query["model_set"]]
                 return {
                     "implementation": name,
                     "model_set": query["model_set"],
                     "load_s": 1.5,
                     "compile_s": 60.25 if self.entries[name]["compiles"] else None,
-                    "kernels_per_request": 1234,
                 }
+            case ["implementations", name, "kernels"]:
+                return {"implementation": name, "model_set": query["model_set"], "kernels_per_request": 1234}
             case ["implementations", name, "unload"]:
                 self.entries[name]["loaded"] = []
             case ["infer", name]:

@@ -141,7 +141,13 @@ def test_one_is_loaded_at_a_time_and_its_vram_peak_is_its_own(detbench, stub: St
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     calls = [call for call in stub.calls if not call.startswith("/infer")]
     in_turn = [
-        [f"/implementations/{name}/load", "/vram/reset", f"/time/{name} 1 x 7", f"/implementations/{name}/unload"]
+        [
+            f"/implementations/{name}/load",
+            "/vram/reset",
+            f"/time/{name} 1 x 7",
+            f"/implementations/{name}/unload",
+            f"/implementations/{name}/kernels",
+        ]
         for name in ("baseline", "folded")
     ]
     reference = ["/implementations/baseline/load", "/implementations/baseline/unload"]
@@ -185,6 +191,20 @@ def test_a_step_that_fails_is_a_problem_and_the_others_are_measured(detbench, st
     assert steps["fused-bf16"]["timings"][0]["gain"]["speedup"] == 16
 
 
+def test_where_kernels_cannot_be_counted_the_cell_is_not_applicable_and_a_line_says_why(
+    detbench, stub: StubServer, tmp_path: Path, capsys
+):
+    stub.refusals = {"/folded/kernels": (500, "it took more than 600 s")}
+    steps = ("--implementations", "baseline", "folded", "--repeats", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    found = measured(tmp_path / "outputs")
+    assert [step["implementation"]["kernels_per_request"] for step in found["steps"]] == [1234, None]
+    assert all(step["comparison"] for step in found["steps"])
+    assert "kernels per request are n/a" in capsys.readouterr().out.replace("\n", " ")
+    report = (the_run(tmp_path / "outputs") / "ablation.md").read_text()
+    assert "| folded | exact | fp32 | 1.5 | – | n/a |" in report
+
+
 def test_without_a_reference_the_speed_is_measured_all_the_same(detbench, stub: StubServer, tmp_path: Path):
     stub.refusals = {"/infer/baseline": (503, "not today")}
     steps = ("--implementations", "baseline", "postprocess", "--repeats", "5")
@@ -192,7 +212,9 @@ def test_without_a_reference_the_speed_is_measured_all_the_same(detbench, stub: 
     found = measured(tmp_path / "outputs")
     assert found["problems"][0].startswith("outputs cannot be compared")
     assert [(len(step["timings"]), step["comparison"]) for step in found["steps"]] == [(1, None)] * 2
-    assert "The outputs were not compared" in (the_run(tmp_path / "outputs") / "ablation.html").read_text()
+    page = (the_run(tmp_path / "outputs") / "ablation.html").read_text()
+    assert "The outputs were not compared" in page
+    assert "postprocess is the fastest step that claims to be exact (it was not compared): 40.0 ms for 1 image" in page
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pushgateway_stub import StubPushgateway
 from stub_server import StubServer, entry
 
 from detbench.client import ServerClient
 from detbench.datasets import Dataset, open_dataset
-from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
+from detbench.errors import DatasetError, MalformedOutput, ReferenceMismatch, ServerError
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
@@ -60,7 +62,7 @@ def compared(reference: list[ImageOutput], candidate: list[ImageOutput], weights
 
 def test_reference_then_compare(detbench, server: ServerProcess, outputs_dir: Path, capsys):
     assert detbench("reference", "--host", server.host) == 0
-    manifest = json.loads((outputs_dir / "reference" / "single" / "manifest.json").read_text())
+    manifest = json.loads((outputs_dir / "reference" / "single" / "cpu" / "manifest.json").read_text())
     assert (len(manifest["images"]), manifest["weights"][0]["source"]) == (4, "random")
     assert detbench("compare", "--host", server.host, "--implementations", "baseline", "invalid") == 0
     baseline, invalid = json.loads((outputs_dir / "compare" / "single.json").read_text())
@@ -78,7 +80,7 @@ def test_reference_then_compare(detbench, server: ServerProcess, outputs_dir: Pa
 
 
 def test_a_reference_that_belongs_is_kept_and_another_is_made_anew(detbench, server: ServerProcess, outputs_dir: Path):
-    manifest = outputs_dir / "reference" / "single" / "manifest.json"
+    manifest = outputs_dir / "reference" / "single" / "cpu" / "manifest.json"
     keep = ("reference", "--keep", "--host", server.host)
     assert detbench(*keep, "--max-images", "2") == 0
     made = manifest.read_text()
@@ -89,31 +91,15 @@ def test_a_reference_that_belongs_is_kept_and_another_is_made_anew(detbench, ser
 
 
 def test_output_errors_reach_a_pushgateway(detbench, server: ServerProcess, monkeypatch):
-    taken: dict[str, str] = {}
-
-    class Pushgateway(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            taken[self.path] = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            self.send_response(202)
-            self.end_headers()
-
     assert detbench("reference", "--host", server.host) == 0
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pushgateway) as gateway:
-        threading.Thread(target=gateway.serve_forever).start()
-        monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", f"http://127.0.0.1:{gateway.server_port}")
+    with StubPushgateway() as gateway:
+        monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", gateway.url)
         assert detbench("compare", "--host", server.host, "--implementations", "invalid") == 0
-        gateway.shutdown()
-    ((path, body),) = taken.items()
+    ((path, figures),) = gateway.groups.items()
     assert path == "/metrics/job/detbench-compare/implementation/invalid/model_set/single"
-    assert 'detbench_labels_accuracy{implementation="invalid",model="all",model_set="single"} 0.0' in body
-    assert 'detbench_gate_passed{implementation="invalid",model_set="single"} 0.0' in body
-
-
-def test_a_pushgateway_that_is_away_costs_a_warning(detbench, server: ServerProcess, monkeypatch, capsys):
-    monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", "http://127.0.0.1:9")
-    assert detbench("reference", "--host", server.host) == 0
-    assert detbench("compare", "--host", server.host, "--implementations", "baseline") == 0
-    assert "the Pushgateway at http://127.0.0.1:9 did not take the figures" in capsys.readouterr().err
+    labels = '{implementation="invalid",model="all",model_set="single"}'
+    assert f"detbench_labels_accuracy{labels} 0.0" in figures["detbench_labels_accuracy"]
+    assert figures["detbench_gate_passed"].endswith(" 0.0")
 
 
 def test_invalid_fails_the_gate_where_it_is_held_to_it(detbench, server: ServerProcess):
@@ -144,31 +130,85 @@ def test_other_weights_are_refused(client: ServerClient, sample: Dataset, tmp_pa
         reference.check(other, sample.photos)
 
 
+def test_equal_photos_each_have_their_answer_under_their_own_name(
+    client: ServerClient, sample: Dataset, tmp_path: Path
+):
+    for name in ("again.png", "first.png", "renamed.jpg"):
+        shutil.copy(sample.photos[0].path, tmp_path / name)
+    photos = open_dataset(str(tmp_path), tmp_path).photos
+    assert photos[2].content_type == "image/png"
+    reference = make_reference(client, "single", Dataset("twice", photos[:2], ()), tmp_path)
+    reference.check(reference.manifest.weights, photos)
+    assert [output.image for output in reference.outputs_of(photos)] == ["again.png", "first.png", "renamed.jpg"]
+
+
+def test_each_kind_of_device_has_its_own_reference(detbench, outputs_dir: Path, capsys):
+    with StubServer(entry("baseline")) as stub:
+        stub.device = "cpu"
+        assert detbench("reference", "--host", stub.host) == 0
+        on_cpu = (outputs_dir / "reference" / "single" / "cpu" / "manifest.json").read_text()
+        stub.device = "cuda:1"
+        assert detbench("compare", "--host", stub.host) == 2
+        error = capsys.readouterr().err
+        assert "there is no reference of single on cuda" in error
+        assert "that of cpu does not judge its answers" in error
+        assert "detbench reference --model-set single" in error
+        stub.boxes["baseline"] = [10.0, 20.0, 110.0, 221.0]
+        assert detbench("reference", "--keep", "--host", stub.host) == 0  # makes it
+        for device in ("cuda:0", "cuda:1"):
+            stub.device = device
+            assert detbench("compare", "--host", stub.host) == 0
+        stub.device = "cpu"
+        assert detbench("compare", "--host", stub.host) == 1  # the other kind's answers
+    assert (outputs_dir / "reference" / "single" / "cpu" / "manifest.json").read_text() == on_cpu
+
+
+def test_a_reference_in_the_folder_of_another_kind_of_device_is_refused(detbench, outputs_dir: Path, capsys):
+    with StubServer(entry("baseline")) as stub:
+        assert detbench("reference", "--host", stub.host) == 0
+        (outputs_dir / "reference" / "single" / "cuda").rename(outputs_dir / "reference" / "single" / "cpu")
+        stub.device = "cpu"
+        assert detbench("compare", "--host", stub.host) == 2
+    assert "is of cuda:0. Make a new one" in capsys.readouterr().err
+
+
+def test_a_sweep_and_an_ablation_go_by_the_servers_kind_of_device(detbench, outputs_dir: Path, tmp_path: Path):
+    with StubServer(entry("baseline"), entry("postprocess")) as stub:
+        stub.latencies_ms = {"baseline": 80.0, "postprocess": 40.0}
+        stub.device = "cpu"
+        assert detbench("reference", "--host", stub.host) == 0
+        stub.device = "cuda:0"
+        stub.boxes = {name: [10.0, 20.0, 110.0, 221.0] for name in stub.entries}
+        assert detbench("run", "--ablation", "--host", stub.host, "--repeats", "5") == 0
+    assert {path.name for path in (outputs_dir / "reference" / "single").iterdir()} == {"cpu", "cuda"}
+
+
 def test_a_part_of_the_references_images_will_do(
     client: ServerClient, sample: Dataset, data_dir: Path, tmp_path, weights
 ):
     make_reference(client, "single", sample, tmp_path)
     part = open_dataset("sample", data_dir, 2).photos
-    reference = load_reference(tmp_path, "single")
+    reference = load_reference(tmp_path, "single", "cpu")
     reference.check(weights, part)
     assert [output.image for output in reference.outputs_of(part)] == ["astronaut.png", "chelsea.png"]
 
 
 def test_a_damaged_reference_is_refused(client: ServerClient, sample: Dataset, tmp_path: Path):
     make_reference(client, "single", sample, tmp_path)
-    stored = tmp_path / "reference" / "single" / "detections.json"
+    stored = tmp_path / "reference" / "single" / "cpu" / "detections.json"
     stored.write_text(stored.read_text().replace("0.9", "0.8", 1))
     with pytest.raises(ReferenceMismatch, match="not what its manifest says"):
-        load_reference(tmp_path, "single")
+        load_reference(tmp_path, "single", "cpu")
 
 
 def test_a_failed_reference_leaves_the_old_one(client: ServerClient, sample: Dataset, tmp_path: Path):
     before = make_reference(client, "single", sample, tmp_path)
-    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
     broken = open_dataset(str(tmp_path), tmp_path)
-    with pytest.raises(Exception, match="answered 400"):
+    with pytest.raises(DatasetError, match=r"cut\.png: .* answered 400: .*; take it out of the folder"):
         make_reference(client, "single", broken, tmp_path)
-    assert load_reference(tmp_path, "single").manifest == before.manifest
+    assert load_reference(tmp_path, "single", "cpu").manifest == before.manifest
 
 
 def test_a_difference_of_a_thousandth_pixel_passes_and_a_tenth_does_not(outputs, weights):
@@ -240,7 +280,7 @@ def test_after_a_failure_no_further_photo_is_asked_for(sample: Dataset, tmp_path
     (tmp_path / "03.png").unlink()
     with StubServer(entry("x")) as stub, ServerClient(stub.host) as client:
         stub.infer_s = 0.2
-        with pytest.raises(FileNotFoundError, match=r"03\.png"):
+        with pytest.raises(DatasetError, match=r"03\.png cannot be read"):
             collect(client, "x", "single", photos, concurrency=2)
         stub.refusals = {"/infer/x": (503, "no more")}
         with pytest.raises(ServerError, match="no more"):
@@ -336,3 +376,17 @@ def test_models_of_other_classes_than_the_datasets_have_no_ground_truth(outputs,
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 7, "name": "ray"}]}))
     assert compared(outputs["baseline"], outputs["baseline"], weights, path).ground_truth == {}
+
+
+def test_why_there_is_no_map_is_printed_once_and_kept(detbench, sample: Dataset, outputs_dir, tmp_path: Path, capsys):
+    for photo in sample.photos:
+        shutil.copy(photo.path, tmp_path / photo.name)
+    (tmp_path / "_annotations.coco.json").write_text('[{"id": 1}]')
+    with StubServer(entry("baseline"), entry("other")) as stub:
+        assert detbench("reference", "--host", stub.host, "--dataset", tmp_path) == 0
+        assert detbench("compare", "--host", stub.host, "--dataset", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("no mAP: ") == 1
+    assert "_annotations.coco.json is no COCO annotation file: it is a list; export the labels as COCO" in printed
+    for found in json.loads((outputs_dir / "compare" / "single.json").read_text()):
+        assert "it is a list" in found["ground_truth_notes"][0]

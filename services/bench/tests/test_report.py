@@ -6,14 +6,17 @@ import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
+from test_datasets import TESTDATA
 
 from detbench.client import ModelDetections
 from detbench.errors import DetbenchError
 from detbench.quality.outputs import ImageOutput, write_outputs
 from detbench.report import read_sweep, write_reports
+from detbench.report.photo import save_photo
 from detbench.report.rows import COLUMNS, IMPLEMENTATION_COLUMNS, rows_of
 from detbench.report.table import implementations_table, markdown_table, terminal_table
 from detbench.results import (
@@ -44,7 +47,8 @@ def load(rps: float, p50_ms: float) -> Load:
         failures=0,
         rps=rps,
         latency=Latency(mean_ms=p50_ms, p50_ms=p50_ms, p90_ms=1.2 * p50_ms, p99_ms=1.5 * p50_ms, max_ms=2 * p50_ms),
-        stages_ms={"decode": 4, "preprocess": 9, "queue": 1, "forward": 0.7 * p50_ms, "postprocess": 0.2 * p50_ms},
+        stages_ms={"receive": 1, "wait": 0.1, "decode": 4, "preprocess": 9, "queue": 1}
+        | {"forward": 0.7 * p50_ms, "postprocess": 0.2 * p50_ms, "serialise": 1},
         batch_size_mean=1,
         errors={},
         histogram="",
@@ -120,7 +124,12 @@ def sweep(**changes: object) -> Sweep:
                 model_name=name,
                 architecture=name,
                 num_classes=90,
-                image_size=512,
+                image_size=(512, 512),
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+                interpolation="bicubic",
+                fill_color=(128, 128, 128),
+                configuration={},
                 source="random",
                 fingerprint="f" * 64,
             )
@@ -225,7 +234,7 @@ def test_what_loading_took_is_a_table_of_its_own_everywhere(tmp_path: Path):
     terminal = [line.split() for line in console.export_text().splitlines()]
     markdown = (tmp_path / "results.md").read_text()
     for cells in (
-        ("baseline", "reference", "fp32", "2.3", "–", "–"),
+        ("baseline", "reference", "fp32", "2.3", "–", "n/a"),
         ("fused", "exact", "fp32", "191", "180", "1,234"),
         ("invalid", "not exact", "none", "–", "–", "0"),
     ):
@@ -240,6 +249,51 @@ def test_the_answer_names_the_fastest_right_one_and_the_fast_wrong_ones(tmp_path
     assert "fused is fastest: 2.1 images per second with 1 user, and it gives the reference's answers" in text
     assert "3.00 times baseline" in text
     assert "invalid does 120, and its answers are wrong" in text
+
+
+def claims(**exact: bool) -> list[ImplementationInfo]:
+    return [ImplementationInfo(name=n, description=n, exact=e, precision="fp32") for n, e in exact.items()]
+
+
+def test_what_was_not_compared_and_claims_nothing_is_never_the_fastest(detbench, tmp_path: Path, capsys):
+    infos = claims(baseline=True, invalid=False, graphs=True, fused=True)
+    folder = tmp_path / "outputs" / "a"
+    folder.mkdir(parents=True)
+    page = Page(reported(folder, sweep(implementations=infos, comparisons=[])))
+    said = (
+        "fused is fastest: 2.1 images per second with 1 user, and it was not compared with the reference; 3.00 times "
+        "baseline. invalid does 120, but does not claim the reference's answers and was not compared: add "
+        "--compare-outputs."
+    )
+    assert detbench("report") == 0
+    for text in (page.text, (folder / "results.md").read_text(), capsys.readouterr().out):
+        assert said in text
+        assert "invalid is fastest" not in text
+    assert "invalid (not compared)" in page.text  # the plots' legend
+
+
+def test_where_only_such_things_were_measured_the_remedy_is_told(tmp_path: Path):
+    made = sweep(implementations=claims(invalid=False), comparisons=[], runs=[run("invalid", 1, 97)])
+    assert Page(reported(tmp_path, made)).text.count("is fastest") == 0
+    assert (
+        "Nothing was measured whose answers are right: invalid does 97, but does not claim the reference's answers and "
+        "was not compared: add --compare-outputs."
+    ) in (tmp_path / "results.md").read_text()
+
+
+def test_what_claims_nothing_and_passes_the_gate_may_be_the_fastest(tmp_path: Path):
+    infos = claims(baseline=True, tuned=False)
+    runs = [run("baseline", 1, 1), run("tuned", 1, 5)]
+    made = sweep(implementations=infos, runs=runs, comparisons=[comparison("tuned", 1e-6)])
+    text = Page(reported(tmp_path, made)).text
+    assert "tuned is fastest: 5 images per second with 1 user, and it gives the reference's answers" in text
+
+
+def test_why_there_is_no_map_is_told_once(tmp_path: Path):
+    noted = [c.model_copy(update={"ground_truth_notes": ["no mAP: <labels>"]}) for c in sweep().comparisons]
+    page = Page(reported(tmp_path, sweep(comparisons=noted)))
+    assert page.text.count("no mAP: <labels>") == 1
+    assert (tmp_path / "results.md").read_text().count("- no mAP: <labels>") == 1
 
 
 def test_random_weights_are_told_at_the_top(tmp_path: Path):
@@ -286,6 +340,62 @@ def test_the_photo_shows_both_answers(tmp_path: Path):
     page = Page(reported(tmp_path, sweep()))
     assert page.tags.count("img") == 2
     assert "reference | invalid" in page.text
+
+
+def mean_of_saved(image: Image.Image, source: Path, **options: object) -> tuple[tuple[int, int], np.ndarray]:
+    """Size of the report's photo, and the mean of its left and right half."""
+    image.save(source, **options)
+    save_photo(source, source.with_name("photo.jpg"))
+    with Image.open(source.with_name("photo.jpg")) as saved:
+        pixels = np.asarray(saved)
+    half = pixels.shape[1] // 2
+    return saved.size, np.array([pixels[:, :half].mean(), pixels[:, half:].mean()])
+
+
+def test_a_grey_photo_of_16_bits_is_its_upper_byte(tmp_path: Path):
+    grey = np.repeat([[64 * 257] * 16 + [192 * 257] * 16], 32, axis=0).astype(np.uint16)
+    size, means = mean_of_saved(Image.fromarray(grey), tmp_path / "grey.png")
+    assert size == (32, 32)
+    assert means == pytest.approx([64, 192], abs=2)
+
+
+@pytest.mark.parametrize(("orientation", "size", "means"), [(1, (32, 16), [0, 255]), (3, (32, 16), [255, 0])])
+def test_the_photo_is_upright(orientation: int, size: tuple[int, int], means: list[float], tmp_path: Path):
+    pixels = np.repeat([[0] * 16 + [255] * 16], 16, axis=0).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    assert mean_of_saved(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)[0] == size
+    assert mean_of_saved(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)[1] == pytest.approx(means, abs=2)
+    exif[ExifTags.Base.Orientation] = 6
+    assert mean_of_saved(Image.fromarray(pixels), tmp_path / "a.jpg", exif=exif)[0] == (16, 32)
+
+
+@pytest.mark.parametrize("exif", [b"", b"garbage", b"Exif\0\0garbage!", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+def test_a_photo_with_odd_metadata_is_shown(exif: bytes, tmp_path: Path):
+    white = Image.new("RGB", (32, 16), "white")
+    assert mean_of_saved(white, tmp_path / "a.jpg", exif=exif)[0] == (32, 16)
+    assert mean_of_saved(white, tmp_path / "a.png", exif=exif)[0] == (32, 16)
+
+
+def test_a_photo_that_cannot_be_shown_costs_a_warning_and_no_report(tmp_path: Path, caplog):
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    save_photo(tmp_path / "cut.jpg", tmp_path / "photo.jpg")
+    assert not (tmp_path / "photo.jpg").exists()
+    assert "the report is without a photo: " in caplog.text
+    assert Page(reported(tmp_path, sweep())).tags.count("img") == 0
+
+
+def test_no_odd_picture_ends_a_report_and_none_is_white(tmp_path: Path):
+    odd = TESTDATA / "odd"
+    if not odd.is_dir():
+        pytest.skip(f"no odd pictures in {odd}")
+    for picture in (path for path in odd.iterdir() if path.is_file()):
+        save_photo(picture, tmp_path / "photo.jpg")
+    for name in ("grey16.png", "exif6_make_as_rational.jpg", "png_exif_garbage.png"):
+        save_photo(odd / name, tmp_path / name)
+        with Image.open(tmp_path / name) as saved:
+            assert 100 < np.asarray(saved).mean() < 140
+            assert saved.size == ((160, 240) if name.startswith("exif6") else (240, 160))
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"schema_version": 99}'])

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from stub_server import StubServer, entry
 
 from detbench.server_process import ServerProcess, free_port
 
@@ -60,12 +61,16 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
         assert load["failures"] == 0
         # Closed loop: users = rate x latency (Little's law), up to what the ends of a short window cut off.
         assert load["rps"] * load["latency"]["mean_ms"] / 1e3 == pytest.approx(run["users"], rel=0.35)
-        assert set(load["stages_ms"]) == {"decode", "preprocess", "queue", "forward", "postprocess"}
+        before, device = {"receive", "wait", "decode", "preprocess", "queue"}, {"forward", "postprocess"}
+        assert set(load["stages_ms"]) == before | device | {"serialise"}
     baseline, invalid = found["comparisons"]
     assert baseline["gate"]["passed"] is True
     assert invalid["gate"]["passed"] is False
     assert invalid["overall"]["boxes_mse"] > 100
     assert found["weights"][0]["source"] == "random"
+    kernels = {info["name"]: info["kernels_per_request"] for info in found["implementations"]}
+    assert kernels["baseline"] > 1000
+    assert kernels["invalid"] == 0
     assert found["problems"] == []
     assert found["ended"]
     with (run_dir / "results.csv").open() as file:
@@ -112,6 +117,30 @@ def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings,
     assert "exit status -9" in found["runs"][1]["reason"]
     assert "invalid, 2 users" in printed
     assert (only_run(tmp_path) / "report.html").exists()
+
+
+FAILED_SERVER = """
+import http.server, os, sys, threading
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503)
+        self.end_headers()
+        self.wfile.write(b'{"detail": "the device is broken", "failed": true}')
+        threading.Timer(1, os._exit, (1,)).start()
+
+http.server.HTTPServer(("127.0.0.1", int(os.environ["DETSERVER_PORT"])), Handler).serve_forever()
+"""
+
+
+def test_a_server_that_has_failed_is_waited_for_and_started_again(server: ServerProcess, tmp_path: Path, monkeypatch):
+    assert not server.ended()
+    (tmp_path / "detserver.py").write_text(FAILED_SERVER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with ServerProcess(tmp_path / "server.log") as failed:
+        while not failed.ended():  # it may not listen yet
+            assert failed.alive()
+        assert "exit status 1" in failed.log_tail()
 
 
 def test_a_server_that_cannot_start_is_told_with_its_log(detbench, monkeypatch, capsys):
@@ -173,6 +202,23 @@ def test_the_load_generator_works_where_trio_is_installed(data_dir: Path, tmp_pa
         timeout=120,
     )
     assert "no answer from http://127.0.0.1:9" in ended.stdout, ended.stderr
+
+
+def test_a_photo_that_the_server_refuses_is_named_among_the_failures(data_dir: Path):
+    with StubServer(entry("x")) as stub:
+        stub.refusals = {"/infer/x": (400, "the image is cut off")}
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "detbench.load.driver", "--host", stub.host, "--implementation", "x"),
+                *("--model-set", "single", "--dataset", "sample", "--data-dir", str(data_dir), "--max-images", "1"),
+                *("--users", "1", "--duration", "1"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    (error,) = json.loads(ended.stdout.splitlines()[-1])["load"]["errors"]
+    assert error.startswith("astronaut.png: HTTP 400: ")
 
 
 def test_prometheus_can_read_a_locust_that_runs(server: ServerProcess, data_dir: Path):
@@ -245,7 +291,7 @@ def test_a_new_file_is_a_new_implementation_everywhere(detbench, extended_packag
     assert results(run_dir)["runs"][0]["implementation"] == "newcomer"
     assert "newcomer" in (run_dir / "report.html").read_text()
     # The API, and the drop-down of Locust's start form:
-    with ServerProcess(tmp_path / "server.log", settings | {"DETSERVER_PRELOAD": ""}) as process:
+    with ServerProcess(tmp_path / "server.log", settings | {"DETSERVER_PRELOAD": "none"}) as process:
         process.wait_ready()
         with urllib.request.urlopen(f"{process.host}/implementations") as answer:
             assert "newcomer" in [row["name"] for row in json.load(answer)]

@@ -105,13 +105,17 @@ class AblationRunner:
                     return
                 self._progress.run_done(CELL_S)
             if reference is not None:
-                self._keep(step.model_copy(update={"comparison": self._session.compare(client, status, reference)}))
+                comparison = self._session.compare(client, status, reference)
+                step = step.model_copy(update={"comparison": comparison})
+                self._keep(step)
             client.unload(status.name, subject.model_set)
+            info = self._session.with_kernels(client, step.implementation)
+            self._keep(step.model_copy(update={"implementation": info}))
 
     def _time(self, client: ServerClient, name: str, batch_size: int) -> Timing:
         subject = self._plan.subject
         photo = subject.dataset.photos[0]
-        image = photo.path.read_bytes()
+        image = photo.read()
 
         def timed(repeats: int) -> list[float]:
             return client.time(

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from detbench import __version__
 from detbench.commands import compare, datasets, reference, report, run
 from detbench.errors import DetbenchError
+from detbench.variables import forget_empty_variables
 
 _DESCRIPTION = """\
 Benchmarks several EfficientDet detectors that run on every image: which way of running them is fastest,
@@ -26,11 +28,14 @@ The usual order, all of which `detbench run --compare-outputs` does by itself:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")  # not below argparse's many lines of usage
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each subcommand sets `handler`."""
-    parser = argparse.ArgumentParser(
-        prog="detbench", description=_DESCRIPTION, formatter_class=RawDescriptionRichHelpFormatter
-    )
+    parser = _Parser(prog="detbench", description=_DESCRIPTION, formatter_class=RawDescriptionRichHelpFormatter)
     parser.add_argument("--version", action="version", version=f"detbench {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (datasets, reference, run, compare, report):
@@ -51,12 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SIGTERM (`timeout`, `docker stop`) ends it like Ctrl-C: reports are written, a server of our own is ended.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    forget_empty_variables()
     options = build_parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
         status: int = options.handler(options)
     except DetbenchError as error:
-        errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
         errors.print("[red]stopped[/]; what was measured is on disk")

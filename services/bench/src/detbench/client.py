@@ -13,6 +13,9 @@ from detbench.results import ModelWeights
 # A first load may run torch.compile, and so may the first batch of a new size: many minutes on a slow machine.
 _COMPILE_TIMEOUT_S = 1800.0
 
+REFUSED_IMAGE = (400, 413, 415)
+"""Statuses by which a server refuses one image: it is none, is too large, or of a type that is not taken."""
+
 
 class Response(BaseModel):
     """A response of the server. Unknown fields are ignored: a newer server may answer more."""
@@ -115,13 +118,22 @@ class VramStatus(Response):
 
 
 class Loaded(Response):
-    """The answer of `POST /implementations/{impl}/load`; what is unknown, or does not apply, is None."""
+    """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
+
+    `remark` is what really runs, as far as the name leaves it open.
+    """
 
     implementation: str
     model_set: str
     load_s: float
     compile_s: float | None = None
-    kernels_per_request: int | None = None
+    remark: str = ""
+
+
+class Kernels(Response):
+    """The answer of `POST /implementations/{impl}/kernels`."""
+
+    kernels_per_request: int
 
 
 class Timed(Response):
@@ -130,12 +142,33 @@ class Timed(Response):
     latencies_ms: list[float] = Field(min_length=1)
 
 
+def base_url(text: str) -> str:
+    """The base URL of a server that a person means: with a scheme, http where none is given, and no slash at the end.
+
+    Raises:
+        ServerError: it is not http or https, names no host, or has a query.
+    """
+    bad = ServerError(f"{text!r} is no base URL of a server, such as http://localhost:8000 (--host, BENCHMARK_HOST)")
+    text = text.strip()
+    try:
+        url = httpx.URL(text if "://" in text else f"http://{text}")
+    except httpx.InvalidURL:
+        raise bad from None
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment or (url.port or 0) > 65535:
+        raise bad
+    return str(url).rstrip("/")
+
+
 class ServerClient:
-    """Calls one detserver. A context manager; every call raises `ServerError` with the server's own reason."""
+    """Calls one detserver. A context manager; every call raises `ServerError` with the server's own reason.
+
+    Proxies that the environment names are for the internet, not for a server whose latency is measured: none is used.
+    """
 
     def __init__(self, host: str, timeout_s: float = 600.0) -> None:
-        self.host = host.rstrip("/")
-        self._http = httpx.Client(base_url=self.host, timeout=timeout_s)
+        self.host = base_url(host)
+        # httpx takes the environment's proxies only where it is not given a transport.
+        self._http = httpx.Client(base_url=self.host, timeout=timeout_s, transport=httpx.HTTPTransport())
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +214,16 @@ class ServerClient:
     def unload(self, implementation: str, model_set: str) -> None:
         """Unload an implementation and give its memory back."""
         self._call("POST", f"/implementations/{implementation}/unload", params={"model_set": model_set})
+
+    def kernels(self, implementation: str, model_set: str) -> int:
+        """Kernels that one request launches, which the server counts in a process of its own: seconds, or minutes."""
+        answer = self._call(
+            "POST",
+            f"/implementations/{implementation}/kernels",
+            params={"model_set": model_set},
+            timeout_s=_COMPILE_TIMEOUT_S,
+        )
+        return Kernels.model_validate(answer).kernels_per_request
 
     def infer(self, implementation: str, model_set: str, image: bytes, content_type: str) -> Inference:
         """Detections of every model of the set in one encoded image.
@@ -239,9 +282,12 @@ class ServerClient:
         except httpx.HTTPError as error:
             raise ServerError(f"no answer from {self.host}{path}: {error or type(error).__name__}") from error
         if response.is_success:
-            return response.json()
+            try:
+                return response.json()
+            except ValueError as error:
+                raise ServerError(f"what answers at {self.host}{path} is no detserver; see --host") from error
         try:
             detail = response.json()["detail"]
         except (ValueError, KeyError, TypeError):
             detail = response.text[:200]
-        raise ServerError(f"{method} {path} answered {response.status_code}: {detail}")
+        raise ServerError(f"{method} {path} answered {response.status_code}: {detail}", response.status_code)

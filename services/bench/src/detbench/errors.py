@@ -16,7 +16,11 @@ class ReferenceMismatch(DetbenchError):
 
 
 class ServerError(DetbenchError):
-    """The inference server does not answer, refuses, or ended."""
+    """The inference server does not answer, refuses, or ended; `status` is that of its answer, where there was one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class MalformedOutput(DetbenchError):

@@ -1,13 +1,17 @@
 """Figures of one-shot jobs for Prometheus, which cannot scrape what has ended: through the Pushgateway.
 
-Each implementation and model set is a group of its own, so that a job replaces its own figures and no others.
+Each implementation and model set is a group of its own for each kind of job, and every push replaces its whole group:
+numbers of users, models and figures that were measured earlier and not now are gone, and a failure leaves no figure of
+yesterday's success. What is not measured again stays; a timestamp beside the figures tells how old they are.
 """
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
+import httpx
+from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
 from detbench.results import Comparison, Run
 
@@ -21,14 +25,18 @@ ERROR_FIGURES = {
     "detbench_missed": "Detections of the reference without a partner",
     "detbench_spurious": "Detections without a partner in the reference",
     "detbench_gate_passed": "1 where the output error is within what float32 reassociation leaves",
+    "detbench_compare_timestamp_seconds": "When the outputs were compared, Unix time",
 }
 
 RUN_FIGURES = {
-    "detbench_run_rps": "Successful answers per second of the newest run",
+    "detbench_run_rps": "Successful answers per second of the newest run; absent where it failed",
     "detbench_run_failures": "Failed requests of the newest run",
-    "detbench_run_latency_seconds": "Client latency of the newest run, by quantile",
+    "detbench_run_latency_seconds": "Client latency of the newest run, by quantile; absent where it failed",
     "detbench_run_vram_peak_bytes": "Peak of torch's allocator in the newest run; absent without a GPU",
+    "detbench_run_timestamp_seconds": "When the newest run ended, Unix time",
 }
+
+_TIMEOUT_S = 10.0
 
 
 def push_comparisons(comparisons: Iterable[Comparison], url: str | None = None) -> None:
@@ -43,21 +51,31 @@ def push_comparisons(comparisons: Iterable[Comparison], url: str | None = None) 
                 if f"detbench_{name}" in ERROR_FIGURES:
                     figures.set(f"detbench_{name}", value, model=model)
         figures.set("detbench_gate_passed", comparison.gate.passed)
+        figures.set("detbench_compare_timestamp_seconds", time.time())
         figures.push("detbench-compare", url)
 
 
-def push_run(run: Run, url: str | None = None) -> None:
-    """Push what one run of a sweep measured; see `push_comparisons`."""
-    if run.load is None:
-        return
-    figures = _Figures(RUN_FIGURES, implementation=run.implementation, model_set=run.model_set, users=str(run.users))
-    figures.set("detbench_run_rps", run.load.rps)
-    figures.set("detbench_run_failures", run.load.failures)
-    if (latency := run.load.latency) is not None:
+def push_runs(runs: Sequence[Run], url: str | None = None) -> None:
+    """Push what a sweep has measured so far of one implementation, in place of what is there; see `push_comparisons`.
+
+    Args:
+        runs: of one implementation and model set, each with another number of users.
+    """
+    figures = _Figures(RUN_FIGURES, implementation=runs[0].implementation, model_set=runs[0].model_set)
+    for run in runs:
+        users = str(run.users)
+        if run.ended is not None:
+            figures.set("detbench_run_timestamp_seconds", run.ended.timestamp(), users=users)
+        if run.load is None:
+            continue
+        figures.set("detbench_run_failures", run.load.failures, users=users)
+        if run.vram is not None and run.vram.peak_mb is not None:
+            figures.set("detbench_run_vram_peak_bytes", run.vram.peak_mb * 1e6, users=users)
+        if run.status != "ok" or (latency := run.load.latency) is None:
+            continue
+        figures.set("detbench_run_rps", run.load.rps, users=users)
         for quantile, ms in (("0.5", latency.p50_ms), ("0.9", latency.p90_ms), ("0.99", latency.p99_ms)):
-            figures.set("detbench_run_latency_seconds", ms / 1e3, quantile=quantile)
-    if run.vram is not None and run.vram.peak_mb is not None:
-        figures.set("detbench_run_vram_peak_bytes", run.vram.peak_mb * 1e6)
+            figures.set("detbench_run_latency_seconds", ms / 1e3, users=users, quantile=quantile)
     figures.push("detbench-run", url)
 
 
@@ -80,6 +98,18 @@ class _Figures:
         if not url:
             return
         try:
-            pushadd_to_gateway(url, job, self._registry, grouping_key=self._labels)
-        except OSError as error:
-            sys.stderr.write(f"warning: the Pushgateway at {url} did not take the figures: {error}\n")
+            push_to_gateway(url, job, self._registry, self._labels, timeout=_TIMEOUT_S, handler=_directly)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            reason = error or type(error).__name__
+            sys.stderr.write(f"warning: the Pushgateway at {url} did not take the figures: {reason}\n")
+
+
+def _directly(
+    url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+) -> Callable[[], None]:
+    """A handler of prometheus_client that goes through no proxy of the environment: the Pushgateway is ours."""
+
+    def push() -> None:
+        httpx.request(method, url, headers=headers, content=data, timeout=timeout, trust_env=False).raise_for_status()
+
+    return push

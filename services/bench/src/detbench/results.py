@@ -4,7 +4,7 @@ Times are seconds and sizes bytes, unless a name says otherwise: `_ms` and `_mb`
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +26,12 @@ class ModelWeights(Record):
     model_name: str
     architecture: str = Field(description="effdet's name of the architecture, e.g. tf_efficientdet_d0")
     num_classes: int
-    image_size: int = Field(description="side of the square network input, pixels")
+    image_size: tuple[int, int] = Field(description="height and width of the network input, pixels")
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    fill_color: tuple[int, int, int]
+    configuration: dict[str, Any] = Field(description="effdet's keys that are not the architecture's own")
     source: WeightsSource
     fingerprint: str = Field(description="SHA-256 of names and values of all parameters and buffers, hex")
 
@@ -159,6 +164,9 @@ class Comparison(Record):
     overall: ErrorFigures
     ground_truth: dict[str, GroundTruth] = Field(
         default_factory=dict, description="per model whose classes are the dataset's; empty without annotations"
+    )
+    ground_truth_notes: list[str] = Field(
+        default_factory=list, description="why a model has no mAP, and what does not count in it; one line each"
     )
     gate: Gate
 

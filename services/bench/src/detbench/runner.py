@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from detbench.atomic import write_atomically
 from detbench.client import ImplementationStatus, ServerClient
 from detbench.errors import DetbenchError, ServerError
 from detbench.load.measure import LoadRequest, run_driver, warnings_of
-from detbench.pushgateway import push_run
+from detbench.pushgateway import push_runs
+from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
-from detbench.results import Load, Run, Settings, Sweep
+from detbench.report.photo import save_photo
+from detbench.results import ImplementationInfo, Load, Run, Settings, Sweep
 from detbench.selection import left_out, select_implementations
 from detbench.server_process import ServerProcess
 from detbench.session import Session, Subject, environment_of, info_of, unload_all, vram_of
@@ -31,6 +31,7 @@ class Plan:
     dataset_name: str
     data_dir: Path
     compare_outputs: bool
+    metrics_port: int
 
 
 class SweepRunner:
@@ -89,11 +90,11 @@ class SweepRunner:
         plan, subject = self._plan, self._plan.subject
         with ServerClient(self._session.host) as client, self._session.trouble(f"{status.name} was not measured"):
             info = info_of(status, self._session.load_alone(client, status))
-            self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
+            self._keep(info)
             counted = self._session.counted(f"{status.name}: warm-up", plan.warmup_requests)
             for index in range(plan.warmup_requests):
                 photo = subject.dataset.photos[index % len(subject.dataset.photos)]
-                client.infer(status.name, subject.model_set, photo.path.read_bytes(), photo.content_type)
+                ask(client, status.name, subject.model_set, photo)
                 counted()
             for users in plan.users:
                 if self._add_run(client, status.name, users).status == "failed" and not self._session.alive():
@@ -102,6 +103,10 @@ class SweepRunner:
                 comparison = self._session.compare(client, status, self._reference)
                 self._update(comparisons=[*self._sweep.comparisons, comparison])
             client.unload(status.name, subject.model_set)
+            self._keep(self._session.with_kernels(client, info))
+
+    def _keep(self, info: ImplementationInfo) -> None:
+        self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
 
     def _add_run(self, client: ServerClient, implementation: str, users: int) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
@@ -117,6 +122,7 @@ class SweepRunner:
             len(plan.subject.dataset.photos),
             users,
             plan.duration_s,
+            plan.metrics_port,
         )
         try:
             client.reset_vram_peak()
@@ -126,7 +132,7 @@ class SweepRunner:
             run = run.model_copy(update={"reason": self._session.reason(error)})
         run = run.model_copy(update={"ended": _now()})
         self._update(runs=[*self._sweep.runs, run])
-        push_run(run)
+        push_runs([each for each in self._sweep.runs if each.implementation == implementation])
         if run.status == "failed":
             self._note_problem(f"{what}: {run.reason}")
         else:
@@ -167,13 +173,6 @@ class SweepRunner:
 
     def _save(self) -> None:
         write_atomically(self._run_dir / "results.json", self._sweep.model_dump_json(indent=1))
-
-
-def save_photo(source: Path, target: Path) -> None:
-    """Save `source` upright as RGB JPEG for the report, whatever its format."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(source) as image:
-        ImageOps.exif_transpose(image).convert("RGB").save(target, quality=92)
 
 
 def _new_sweep(client: ServerClient, plan: Plan, implementations: list[ImplementationStatus]) -> Sweep:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detbench.client import Health, ImplementationStatus, Loaded, ServerClient
 from detbench.datasets import Dataset
-from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
+from detbench.errors import DetbenchError, ReferenceMismatch, ServerError
 from detbench.pushgateway import push_comparisons
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
@@ -68,7 +68,7 @@ class Session:
 
     def revive(self) -> bool:
         """Whether there is a server to measure; a dead one of our own is started again."""
-        if self._process is None or self._process.alive():
+        if self._process is None or not self._process.ended():
             return True
         self._progress.doing("starting the server again")
         try:
@@ -82,7 +82,7 @@ class Session:
 
     def reason(self, error: Exception) -> str:
         """The error in words; with the end of its log where the server has ended."""
-        if isinstance(error, ServerError) and self._process is not None and not self._process.alive():
+        if isinstance(error, ServerError) and self._process is not None and self._process.ended():
             return f"the server ended: {error}\n{self._process.log_tail()}"
         return str(error)
 
@@ -91,7 +91,7 @@ class Session:
         """Note what goes wrong in the block as a problem, and go on after it."""
         try:
             yield
-        except (ServerError, MalformedOutput) as error:
+        except DetbenchError as error:
             self._note_problem(f"{what}: {self.reason(error)}")
 
     def load_alone(self, client: ServerClient, status: ImplementationStatus) -> Loaded:
@@ -103,13 +103,28 @@ class Session:
         loaded = client.load(status.name, self._subject.model_set)
         if status.compiles:
             self._progress.say(f"{status.name}: loaded in {loaded.load_s:.0f} s")
+        if loaded.remark:
+            self._progress.say(f"{status.name} runs {loaded.remark}")
         return loaded
 
+    def with_kernels(self, client: ServerClient, info: ImplementationInfo) -> ImplementationInfo:
+        """`info` with its kernels per request; without, and a line that says why, where they cannot be counted.
+
+        To be called when it is not loaded any more: the server counts in a process that loads it again.
+        """
+        self._progress.doing(f"{info.name}: counting kernels")
+        try:
+            count = client.kernels(info.name, self._subject.model_set)
+        except ServerError as error:
+            self._progress.say(f"{info.name}: kernels per request are n/a: {self.reason(error)}")
+            return info
+        return info.model_copy(update={"kernels_per_request": count})
+
     def find_reference(self, client: ServerClient) -> Reference:
-        """The stored reference, or a new one where none is of these weights and images."""
+        """The stored reference, or a new one where none is of this kind of device, these weights and images."""
         model_set, photos = self._subject.model_set, self._subject.dataset.photos
         try:
-            found = load_reference(self._subject.outputs_dir, model_set)
+            found = load_reference(self._subject.outputs_dir, model_set, client.health().device)
             found.check(client.model_set(model_set).models, photos)
         except ReferenceMismatch as error:
             self._progress.say(f"making a reference: {error}")
@@ -184,5 +199,4 @@ def info_of(status: ImplementationStatus, loaded: Loaded | None = None) -> Imple
         precision=status.precision,
         load_s=loaded.load_s if loaded else None,
         compile_s=loaded.compile_s if loaded else None,
-        kernels_per_request=loaded.kernels_per_request if loaded else None,
     )

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from detbench.atomic import write_atomically
 from detbench.client import ServerClient
-from detbench.commands.console import print_tables
+from detbench.commands.console import print_notes, print_tables
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
@@ -22,7 +22,7 @@ from detbench.commands.options import (
     opened_dataset,
 )
 from detbench.datasets import Dataset
-from detbench.errors import MalformedOutput, ServerError
+from detbench.errors import DatasetError, MalformedOutput, ServerError
 from detbench.pushgateway import push_comparisons
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect
@@ -68,9 +68,9 @@ def execute(options: argparse.Namespace) -> int:
     """Compare; returns the exit status."""
     console = Console()
     dataset = opened_dataset(options)
-    reference = load_reference(options.outputs_dir, options.model_set)
     path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
     with connected(options, console) as client:
+        reference = load_reference(options.outputs_dir, options.model_set, client.health().device)
         reference.check(client.model_set(options.model_set).models, dataset.photos)
         comparisons, failures = _compare_all(client, options, dataset, reference, path, console)
     push_comparisons(comparisons)
@@ -78,6 +78,7 @@ def execute(options: argparse.Namespace) -> int:
     for comparison in comparisons:
         for reason in comparison.gate.reasons if comparison.exact or options.gate == "all" else ():
             console.print(f"{comparison.implementation}: {reason}", markup=False, soft_wrap=True)
+    print_notes(comparisons)
     for failure in failures:
         console.print(failure, style="red", markup=False, soft_wrap=True)
     batches = ", ".join(f"{each.implementation} {each.largest_batch}" for each in comparisons)
@@ -131,7 +132,7 @@ def _compare_all(
                 )
                 if options.model_set not in status.loaded:
                     client.unload(status.name, options.model_set)
-            except (ServerError, MalformedOutput) as error:
+            except (DatasetError, ServerError, MalformedOutput) as error:
                 failures.append(f"{status.name}: {error}")
             write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))
     return comparisons, failures

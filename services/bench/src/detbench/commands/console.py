@@ -1,8 +1,17 @@
-"""Tables on the terminal that the subcommands print to."""
+"""Results on the terminal that the subcommands print to."""
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+
+from detbench.ablation_results import Ablation
+from detbench.report.ablation import comparisons_of, terminal_tables
+from detbench.report.answer import answer
+from detbench.report.rows import ground_truth_notes, rows_of
+from detbench.report.table import implementations_table, terminal_table
+from detbench.results import Comparison, Sweep
 
 _WIDEST = 400
 
@@ -13,3 +22,22 @@ def print_tables(*tables: Table) -> None:
     for table in tables:
         needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
         Console(width=max(console.width, needed)).print(table)
+
+
+def print_sweep(sweep: Sweep) -> None:
+    """Print the tables of a sweep, and its answer."""
+    print_tables(terminal_table(sweep), implementations_table(sweep))
+    print_notes(sweep.comparisons)
+    Console().print(answer(rows_of(sweep)), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_ablation(ablation: Ablation) -> None:
+    """Print the tables of an ablation."""
+    print_tables(*terminal_tables(ablation))
+    print_notes(comparisons_of(ablation))
+
+
+def print_notes(comparisons: Sequence[Comparison]) -> None:
+    """Print why there is no mAP, and what does not count in it, a line each."""
+    for note in ground_truth_notes(comparisons):
+        Console().print(note, markup=False, highlight=False, soft_wrap=True)

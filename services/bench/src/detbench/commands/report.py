@@ -6,11 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.commands.console import print_tables
+from detbench.commands.console import print_ablation, print_sweep
 from detbench.errors import DetbenchError
 from detbench.report import write_ablation_reports, write_reports
-from detbench.report.ablation import terminal_tables
-from detbench.report.table import implementations_table, terminal_table
 
 NAME = "report"
 SUMMARY = "tables, CSV, Markdown and page of a run"
@@ -39,11 +37,10 @@ def execute(options: argparse.Namespace) -> int:
     console = Console()
     run_dir = options.run_dir or newest_run(options.outputs_dir)
     if (run_dir / "ablation.json").exists():
-        print_tables(*terminal_tables(write_ablation_reports(run_dir)))
+        print_ablation(write_ablation_reports(run_dir))
         page = run_dir / "ablation.html"
     else:
-        sweep = write_reports(run_dir)
-        print_tables(terminal_table(sweep), implementations_table(sweep))
+        print_sweep(write_reports(run_dir))
         page = run_dir / "report.html"
     console.print(f"report: {page}", markup=False, soft_wrap=True)
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from detbench.ablation import AblationPlan, AblationRunner
-from detbench.commands.console import print_tables
+from detbench.commands.console import print_ablation, print_sweep
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
@@ -19,17 +20,15 @@ from detbench.commands.options import (
     opened_dataset,
     own_server,
     positive_float,
-    positive_int,
 )
 from detbench.errors import DetbenchError
 from detbench.report import write_ablation_reports, write_reports
-from detbench.report.ablation import terminal_tables
-from detbench.report.table import implementations_table, terminal_table
 from detbench.runner import Plan, SweepRunner
 from detbench.selection import ALL
 from detbench.server_process import ServerProcess
 from detbench.session import Subject
 from detbench.sweep_progress import SweepProgress
+from detbench.variables import of_variable, port, positive_int
 
 NAME = "run"
 SUMMARY = "load implementations one after the other, and report"
@@ -72,6 +71,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
     add_concurrency_option(parser)
     add_dataset_options(parser)
+    parser.add_argument(
+        "--metrics-port",
+        type=of_variable("BENCHMARK_METRICS_PORT", port),
+        default=os.environ.get("BENCHMARK_METRICS_PORT", "0"),
+        metavar="PORT",
+        help="where Prometheus finds the metrics of a load while it runs; 0: nowhere (env BENCHMARK_METRICS_PORT; "
+        "default: %(default)s)",
+    )
     ablation = parser.add_argument_group("ablation")
     ablation.add_argument("--ablation", action="store_true", help="measure technique by technique instead, see above")
     ablation.add_argument(
@@ -102,6 +109,7 @@ def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...]
         dataset_name=options.dataset,
         data_dir=options.data_dir,
         compare_outputs=options.compare_outputs,
+        metrics_port=options.metrics_port,
     )
     run_dir = new_run_dir(options.outputs_dir, options.model_set)
     with _served(options, run_dir, console) as (host, process, progress):
@@ -110,7 +118,7 @@ def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...]
             sweep = runner.run()
         finally:
             write_reports(run_dir)
-    print_tables(terminal_table(sweep), implementations_table(sweep))
+    print_sweep(sweep)
     return _ended(sweep.problems, run_dir / "report.html", console)
 
 
@@ -128,7 +136,7 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
             ablation = runner.run()
         finally:
             write_ablation_reports(run_dir)
-    print_tables(*terminal_tables(ablation))
+    print_ablation(ablation)
     return _ended(ablation.problems, run_dir / "ablation.html", console)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from detbench.errors import MalformedOutput
+from detbench.errors import DatasetError, MalformedOutput
 from detbench.quality.coco_map import Annotations
 from detbench.quality.matching import Detections, ErrorSums, total
 from detbench.quality.outputs import ImageOutput
@@ -32,7 +32,7 @@ def compare(
         candidate: outputs of `implementation` for the same images in the same order.
         exact: whether the implementation claims the reference's answers.
         weights: the models of the set.
-        annotations: COCO annotation file of the images, where there is one.
+        annotations: COCO annotation file of the images, where there is one; what is wrong with it is noted.
 
     Raises:
         MalformedOutput: other images, or an image without one of the models.
@@ -42,6 +42,7 @@ def compare(
     sums = {model.model_name: _sums(reference, candidate, model.model_name) for model in weights}
     figures = {name: each.figures() for name, each in sums.items()}
     reasons = [reason for name, each in figures.items() for reason in _reasons(name, each)]
+    ground_truth, notes = _ground_truth(reference, candidate, weights, annotations)
     return Comparison(
         implementation=implementation,
         model_set=model_set,
@@ -50,7 +51,8 @@ def compare(
         largest_batch=max((output.batch_size for output in candidate), default=1),
         per_model=figures,
         overall=total(sums.values()).figures(),
-        ground_truth=_ground_truth(reference, candidate, weights, annotations),
+        ground_truth=ground_truth,
+        ground_truth_notes=notes,
         gate=Gate(passed=not reasons, reasons=reasons),
     )
 
@@ -87,17 +89,31 @@ def _ground_truth(
     candidate: Sequence[ImageOutput],
     weights: Sequence[ModelWeights],
     path: Path | None,
-) -> dict[str, GroundTruth]:
-    """mAP of the models whose classes are the dataset's: those with as many classes as its highest category id."""
+) -> tuple[dict[str, GroundTruth], list[str]]:
+    """mAP of the models whose classes are the dataset's, those with as many as its highest category id; and notes.
+
+    Annotations that cannot be used cost the mAP and never the comparison: the notes say why a model has none.
+    """
     if path is None:
-        return {}
-    annotations = Annotations(path)
-    found = {}
+        return {}, []
+    try:
+        annotations = Annotations(path)
+    except DatasetError as error:
+        return {}, [f"no mAP: {error}"]
+    found: dict[str, GroundTruth] = {}
+    notes: dict[str, None] = {}  # in their order, each once
     for model in weights:
         if model.num_classes != annotations.classes:
+            notes[
+                f"no mAP of {model.model_name}: its labels go up to {model.num_classes}, the category ids of "
+                f"{path.name} to {annotations.classes}"
+            ] = None
             continue
-        ours = annotations.mean_average_precision(reference, model.model_name)
-        theirs = annotations.mean_average_precision(candidate, model.model_name)
-        if ours is not None and theirs is not None:
-            found[model.model_name] = GroundTruth(map=theirs, map_baseline=ours, difference=theirs - ours)
-    return found
+        try:
+            ours = annotations.mean_average_precision(reference, model.model_name)
+            theirs = annotations.mean_average_precision(candidate, model.model_name)
+        except DatasetError as error:
+            notes[f"no mAP: {error}"] = None
+            continue
+        found[model.model_name] = GroundTruth(map=theirs, map_baseline=ours, difference=theirs - ours)
+    return found, [*notes, *(annotations.notes(candidate) if found else ())]

@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from detbench.atomic import write_atomically
-from detbench.client import ModelDetections, ServerClient
+from detbench.client import REFUSED_IMAGE, Inference, ModelDetections, ServerClient
 from detbench.datasets import Photo
-from detbench.errors import MalformedOutput
+from detbench.errors import DatasetError, MalformedOutput, ServerError
 from detbench.results import Record
 
 
@@ -46,22 +46,18 @@ def collect(
         One output per photo, in their order.
 
     Raises:
-        ServerError: the server refused or ended.
-        MalformedOutput: a response that cannot be compared; the message names the photo.
-            After either no further photo is asked for, and what is in flight is awaited.
+        DatasetError, ServerError, MalformedOutput: see `ask`. After one no further photo is asked for, and what is in
+            flight is awaited.
     """
 
-    def ask(photo: Photo) -> ImageOutput:
-        try:
-            answer = client.infer(implementation, model_set, photo.path.read_bytes(), photo.content_type)
-        except MalformedOutput as error:
-            raise MalformedOutput(f"{photo.name}: {error}") from error
+    def output(photo: Photo) -> ImageOutput:
+        answer = ask(client, implementation, model_set, photo)
         return ImageOutput(
             image=photo.name, sha256=photo.sha256, batch_size=answer.batch_size, detections=answer.detections
         )
 
     with ThreadPoolExecutor(concurrency) as pool:
-        answers = [pool.submit(ask, photo) for photo in photos]
+        answers = [pool.submit(output, photo) for photo in photos]
         try:
             for answer in as_completed(answers):
                 on_image(answer.result().image)
@@ -69,6 +65,24 @@ def collect(
             pool.shutdown(cancel_futures=True)
             raise
     return [answer.result() for answer in answers]
+
+
+def ask(client: ServerClient, implementation: str, model_set: str, photo: Photo) -> Inference:
+    """Ask the server for the detections of one photo.
+
+    Raises:
+        DatasetError: the file cannot be read, or the server takes it for no image; the message names it.
+        ServerError: the server refused or ended.
+        MalformedOutput: a response that cannot be compared; the message names the photo.
+    """
+    try:
+        return client.infer(implementation, model_set, photo.read(), photo.content_type)
+    except MalformedOutput as error:
+        raise MalformedOutput(f"{photo.name}: {error}") from error
+    except ServerError as error:
+        if error.status in REFUSED_IMAGE:
+            raise DatasetError(f"{photo.path}: {error}; take it out of the folder") from error
+        raise
 
 
 def write_outputs(path: Path, outputs: Sequence[ImageOutput]) -> None:

@@ -1,4 +1,11 @@
-"""The reference: `baseline`'s outputs for a dataset, stored with what they belong to."""
+"""The reference: `baseline`'s outputs for a dataset, stored with what they belong to.
+
+One for each kind of device, `cpu` or `cuda`: devices differ in more than rounding, in which boxes NMS keeps for
+example, so that the reference of one does not judge the answers of another.
+
+    <outputs>/reference/<model set>/<device kind>/manifest.json
+                                                  detections.json
+"""
 
 import hashlib
 import tempfile
@@ -41,7 +48,10 @@ class Reference:
     outputs: tuple[ImageOutput, ...]
 
     def check(self, weights: Sequence[ModelWeights], photos: Sequence[Photo]) -> None:
-        """Raise `ReferenceMismatch` unless the reference is of these weights and holds all these photos."""
+        """Raise `ReferenceMismatch` unless the reference is of these weights and holds all these photos.
+
+        That it is of the right kind of device is `load_reference`'s to see.
+        """
         differences = [*_weights_differences(self.manifest.weights, weights), *self._photo_differences(photos)]
         if differences:
             shown = "; ".join(differences[:_SHOWN])
@@ -52,9 +62,12 @@ class Reference:
             )
 
     def outputs_of(self, photos: Sequence[Photo]) -> list[ImageOutput]:
-        """The outputs for `photos`, which `check` has found here, in their order."""
+        """The outputs for `photos`, which `check` has found here, in their order.
+
+        They are found by content: under the names that the photos have now, and several may have the same.
+        """
         by_hash = {output.sha256: output for output in self.outputs}
-        return [by_hash[photo.sha256] for photo in photos]
+        return [by_hash[photo.sha256].model_copy(update={"image": photo.name}) for photo in photos]
 
     def _photo_differences(self, photos: Sequence[Photo]) -> list[str]:
         known = set(self.manifest.images.values())
@@ -74,20 +87,20 @@ def make_reference(
     outputs_dir: Path,
     on_image: Callable[[str], None] = lambda _: None,
 ) -> Reference:
-    """Ask `baseline` for every image and store what it answers, in place of an earlier reference of the set.
+    """Ask `baseline` for every image and store what it answers, in place of the set's earlier one of the device's kind.
 
     Args:
         on_image: called with the name of each photo once it is answered.
 
     Raises:
-        ServerError, MalformedOutput: see there; an earlier reference is kept.
+        DatasetError, ServerError, MalformedOutput: see `collect`; an earlier reference is kept.
     """
     health = client.health()
     weights = client.model_set(model_set).models
     outputs = collect(client, BASELINE, model_set, dataset.photos, on_image)
-    folder = outputs_dir / "reference" / model_set
+    folder = reference_folder(outputs_dir, model_set, health.device)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model_set}.") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
         new.mkdir(mode=0o755)
         write_outputs(new / "detections.json", outputs)
@@ -108,21 +121,37 @@ def make_reference(
     return Reference(manifest, tuple(outputs))
 
 
-def load_reference(outputs_dir: Path, model_set: str) -> Reference:
-    """Read the stored reference of a model set.
+def reference_folder(outputs_dir: Path, model_set: str, device: str) -> Path:
+    """Where the reference of a model set for a kind of device is; `device` is torch's name of it: cpu, cuda:0."""
+    return outputs_dir / "reference" / model_set / device_kind(device)
+
+
+def device_kind(device: str) -> str:
+    """The kind of a device by torch's name of it: cuda of cuda:1."""
+    return device.partition(":")[0]
+
+
+def load_reference(outputs_dir: Path, model_set: str, device: str) -> Reference:
+    """Read the stored reference of a model set for the kind of a device, named as torch does.
 
     Raises:
         ReferenceMismatch: there is none, or it is damaged; the message says how to make one.
     """
-    folder = outputs_dir / "reference" / model_set
-    remedy = f"detbench reference --model-set {model_set}"
+    folder = reference_folder(outputs_dir, model_set, device)
+    kind, remedy = folder.name, f"detbench reference --model-set {model_set}"
     if not (folder / "manifest.json").is_file():
-        raise ReferenceMismatch(f"there is no reference of {model_set} under {folder}. Make one: {remedy}")
+        others = sorted(path.parent.name for path in folder.parent.glob("[!.]*/manifest.json"))
+        there = f"; that of {' and '.join(others)} does not judge its answers" if others else ""
+        raise ReferenceMismatch(
+            f"there is no reference of {model_set} on {kind} under {folder}{there}. Make one with this server: {remedy}"
+        )
     try:
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
         stored = (folder / "detections.json").read_bytes()
         if hashlib.sha256(stored).hexdigest() != manifest.detections_sha256:
             raise ReferenceMismatch(f"{folder}/detections.json is not what its manifest says. Make a new one: {remedy}")
+        if device_kind(manifest.device) != kind:
+            raise ReferenceMismatch(f"the reference in {folder} is of {manifest.device}. Make a new one: {remedy}")
         return Reference(manifest, tuple(read_outputs(folder / "detections.json")))
     except (OSError, ValidationError) as error:
         raise ReferenceMismatch(f"the reference in {folder} cannot be read. Make a new one: {remedy}") from error
@@ -140,4 +169,9 @@ def _weights_differences(stored: Sequence[ModelWeights], served: Sequence[ModelW
                 f"{name} has {model.source} weights {model.fingerprint[:12]}, "
                 f"the reference {before[name].source} ones {before[name].fingerprint[:12]}"
             )
+        else:
+            fields = ("image_size", "mean", "std", "interpolation", "fill_color", "configuration")
+            changed = [field for field in fields if getattr(model, field) != getattr(before[name], field)]
+            if changed:
+                differences.append(f"{name} has another {', '.join(changed)}")
     return differences

@@ -15,10 +15,11 @@ from detbench.report.rows import (
     duration,
     error_cells,
     gate_of,
+    ground_truth_notes,
     implementation_cells,
 )
 from detbench.report.table import markdown_lines, measured_on, table_of
-from detbench.results import ErrorFigures, Vram
+from detbench.results import Comparison, ErrorFigures, Vram
 
 GAIN_COLUMNS = (
     Column("batch", "images of a batch"),
@@ -63,13 +64,18 @@ def cost_cells(step: Step) -> tuple[str, ...]:
     )
 
 
-def is_wrong(step: Step) -> bool:
-    """Whether its answers are known not to be the reference's."""
-    return step.comparison is not None and not step.comparison.gate.passed
+def comparisons_of(ablation: Ablation) -> list[Comparison]:
+    """Those of the steps that were compared."""
+    return [step.comparison for step in ablation.steps if step.comparison]
+
+
+def is_doubtful(step: Step) -> bool:
+    """Whether its answers are not the reference's, or, where they were not compared, not even claimed to be."""
+    return not (step.implementation.exact if step.comparison is None else step.comparison.gate.passed)
 
 
 def terminal_tables(ablation: Ablation) -> tuple[Table, Table]:
-    """Both tables for a terminal; what is wrong stands out."""
+    """Both tables for a terminal; what is or may be wrong stands out."""
     rows = gain_rows(ablation)
     title = f"Ablation: {ablation.settings.model_set} on {ablation.environment.device_name}"
     return (
@@ -95,6 +101,7 @@ def ablation_markdown(ablation: Ablation) -> str:
         *markdown_lines(COST_COLUMNS, map(cost_cells, ablation.steps)),
     ]
     missing = [f"- {name} is left out: {reason}" for name, reason in ablation.left_out.items()]
+    missing += [f"- {note}" for note in ground_truth_notes(comparisons_of(ablation))]
     missing += [f"- problem: {problem.splitlines()[0]}" for problem in ablation.problems]
     return "\n".join([*lines, *(["", *missing] if missing else []), ""])
 
@@ -163,4 +170,4 @@ def _record(ablation: Ablation, step: Step, timing: Timing | None) -> dict[str, 
 
 
 def _style(step: Step) -> str:
-    return "yellow" if is_wrong(step) else ""
+    return "yellow" if is_doubtful(step) else ""

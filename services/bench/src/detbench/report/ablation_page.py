@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from detbench.ablation_results import Ablation, Step
-from detbench.report.ablation import COST_COLUMNS, GAIN_COLUMNS, cost_cells, gain_rows, is_wrong
+from detbench.report.ablation import COST_COLUMNS, GAIN_COLUMNS, comparisons_of, cost_cells, gain_rows, is_doubtful
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, Plots, svg
-from detbench.report.rows import duration
+from detbench.report.rows import duration, ground_truth_notes
 
 
 def ablation_page(ablation: Ablation) -> str:
     """The page."""
-    comparisons = [step.comparison for step in ablation.steps if step.comparison]
+    comparisons = comparisons_of(ablation)
     return TEMPLATES.get_template("ablation.html").render(
         ablation=ablation,
         answer=_answer(ablation),
@@ -24,6 +24,7 @@ def ablation_page(ablation: Ablation) -> str:
         meanings=(*GAIN_COLUMNS, *COST_COLUMNS[1:]),
         plots={size: _latency(ablation.steps, size) for size in ablation.settings.batch_sizes},
         error_plot=Plots([], comparisons).output_error(),
+        ground_truth_notes=ground_truth_notes(comparisons),
         reasons={each.implementation: each.gate.reasons for each in comparisons if each.gate.reasons},
         random_weights=[model.model_name for model in ablation.weights if model.source == "random"],
     )
@@ -38,7 +39,8 @@ def _answer(ablation: Ablation) -> str:
         return "Nothing was measured whose answers are right."
     step, timing = min(right, key=lambda row: row[1].median_ms)
     name = step.implementation.name
-    answer = f"{name} is the fastest exact step: {duration(timing.median_ms)} ms for {_images(size)}"
+    claims = "exact step" if step.comparison else "step that claims to be exact (it was not compared)"
+    answer = f"{name} is the fastest {claims}: {duration(timing.median_ms)} ms for {_images(size)}"
     until = measured[: measured.index((step, timing)) + 1]
     shares = {each.label: t.gain.share for each, t in until if t.gain and t.gain.share is not None}
     if not shares or timing.gain is None or timing.gain.speedup is None:
@@ -62,7 +64,7 @@ def _latency(steps: Sequence[Step], batch_size: int) -> str:
 
     def draw(axes: Axes) -> None:
         for place, (step, timing) in enumerate(rows):
-            hatch = "////" if is_wrong(step) else None
+            hatch = "////" if is_doubtful(step) else None
             axes.barh(place, timing.median_ms, color=PALETTE[0], hatch=hatch, edgecolor="white", height=0.6)
             quartiles = [timing.lower_quartile_ms, timing.upper_quartile_ms]
             axes.plot(quartiles, [place, place], color=PALETTE[1], linewidth=3)

@@ -6,7 +6,7 @@ import io
 from detbench.report.rows import Row, rows_of
 from detbench.results import ErrorFigures, Latency, Load, Sweep, Vram
 
-_STAGES = ("decode", "preprocess", "queue", "forward", "postprocess")
+_STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
 _LOAD = ("window_s", "requests", "failures", "rps", "batch_size_mean", "generator_cpu_percent")
 
 

@@ -18,11 +18,14 @@ from detbench.results import Comparison, Run
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STAGE_COLOURS = {
+    "receive": "#cc79a7",
+    "wait": "#c8c8c8",
     "decode": "#56b4e9",
     "preprocess": "#009e73",
-    "queue": "#999999",
+    "queue": "#888888",
     "forward": "#0072b2",
     "postprocess": "#e69f00",
+    "serialise": "#d55e00",
 }
 # matplotlib writes this colour wherever the page's text colour is meant.
 _INK = "#123456"
@@ -57,7 +60,8 @@ class Plots:
         self._comparisons = comparisons
         names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
         self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))
-        self._wrong = {each.implementation for each in comparisons if not each.gate.passed}
+        self._doubts = {row.run.implementation: "not compared" for row in rows if row.unproven}
+        self._doubts |= {each.implementation: "wrong answers" for each in comparisons if not each.gate.passed}
         self._numbers = itertools.count()
 
     def throughput(self) -> str:
@@ -66,7 +70,7 @@ class Plots:
         def draw(axes: Axes) -> None:
             for name, runs in self._by_implementation().items():
                 xs, ys = [run.users for run in runs], [run.load.rps for run in runs if run.load]
-                dashes = "--" if name in self._wrong else "-"
+                dashes = "--" if name in self._doubts else "-"
                 axes.plot(xs, ys, dashes, marker="o", color=self._colours[name], label=self._label(name))
             users = sorted({row.run.users for row in self._rows})
             axes.set_xticks(users, [str(each) for each in users])
@@ -115,9 +119,9 @@ class Plots:
             self._name_rows(axes)
             axes.set_xlim(0, 100)
             axes.set_xlabel("share of the server's time of a request (%)")
-            axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1.0), handlelength=1)
+            axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.42, 1.0), handlelength=1)
 
-        return self._draw("Share of each stage in the server's time", self._height() + 0.3, draw)
+        return self._draw("Share of each stage in the server's time", self._height() + 0.5, draw)
 
     def vram(self) -> str | None:
         """Peak GPU memory per implementation; None without a GPU."""
@@ -169,10 +173,10 @@ class Plots:
         return runs
 
     def _label(self, name: str) -> str:
-        return f"{name} (wrong answers)" if name in self._wrong else name
+        return f"{name} ({self._doubts[name]})" if name in self._doubts else name
 
     def _bar(self, axes: Axes, place: int, name: str, value: float) -> None:
-        hatch = "////" if name in self._wrong else None
+        hatch = "////" if name in self._doubts else None
         axes.barh(place, value, color=self._colours[name], hatch=hatch, edgecolor="white", height=0.6)
 
     def _name_rows(self, axes: Axes) -> None:

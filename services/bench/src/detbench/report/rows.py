@@ -1,6 +1,6 @@
 """The rows that every exporter shows: one per implementation and number of users."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from detbench.results import BASELINE, Comparison, ImplementationInfo, Run, Sweep
@@ -10,11 +10,21 @@ NOT_APPLICABLE = "n/a"
 
 @dataclass(frozen=True)
 class Row:
-    """One run with the comparison of its implementation. `speedup` is RPS over baseline's at as many users."""
+    """One run with the comparison of its implementation.
+
+    `exact` is whether the implementation claims the reference's answers, `speedup` its RPS over baseline's at as many
+    users.
+    """
 
     run: Run
     comparison: Comparison | None
+    exact: bool
     speedup: float | None
+
+    @property
+    def rps(self) -> float | None:
+        """Successful requests per second; None where the run failed or was not made."""
+        return self.run.load.rps if self.run.status == "ok" and self.run.load else None
 
     @property
     def gate(self) -> str:
@@ -26,16 +36,21 @@ class Row:
         """Whether the answers are known not to be the reference's."""
         return self.comparison is not None and not self.comparison.gate.passed
 
+    @property
+    def unproven(self) -> bool:
+        """Whether the answers may be any: not compared, and not claimed to be the reference's."""
+        return self.comparison is None and not self.exact
+
     def cells(self) -> tuple[str, ...]:
         """Text under each of `COLUMNS`."""
-        run, load = self.run, self.run.load
-        latency = load.latency if load else None
+        run = self.run
+        latency = run.load.latency if run.load else None
         peak = run.vram.peak_mb if run.vram else None
         return (
             run.implementation,
             str(run.users),
             run.status.replace("_", " "),
-            f"{load.rps:.3g}" if run.status == "ok" and load else "–",
+            "–" if self.rps is None else f"{self.rps:.3g}",
             f"{self.speedup:.2f}×" if self.speedup is not None else "–",
             *(duration(v) for v in ((latency.p50_ms, latency.p90_ms, latency.p99_ms) if latency else (None,) * 3)),
             NOT_APPLICABLE if peak is None else f"{peak:.0f}",
@@ -78,7 +93,10 @@ IMPLEMENTATION_COLUMNS = (
     Column("implementation", "way of running the models", numeric=False),
     Column("claims", "exact: the reference's answers; the reference itself makes them", numeric=False),
     Column("precision", "of the numbers that it calculates with", numeric=False),
-    Column("load (s)", "from the call to load it until it can serve, compiling among it"),
+    Column(
+        "load (s)",
+        "until it could serve, compiling among it, without what is shared with others: finding weights, imports",
+    ),
     Column("compile (s)", "of that, what compiling took; – is none, or not known"),
     Column(
         "kernels per request",
@@ -93,7 +111,11 @@ def rows_of(sweep: Sweep) -> list[Row]:
     baseline = {
         run.users: run.load.rps for run in sweep.runs if _measured(run) and run.implementation == BASELINE and run.load
     }
-    return [Row(run, sweep.comparison(run.implementation), _speedup(run, baseline)) for run in sweep.runs]
+    exact = {info.name for info in sweep.implementations if info.exact}
+    return [
+        Row(run, sweep.comparison(run.implementation), run.implementation in exact, _speedup(run, baseline))
+        for run in sweep.runs
+    ]
 
 
 def implementation_cells(info: ImplementationInfo) -> tuple[str, ...]:
@@ -104,7 +126,7 @@ def implementation_cells(info: ImplementationInfo) -> tuple[str, ...]:
         info.precision,
         duration(info.load_s),
         duration(info.compile_s),
-        "–" if info.kernels_per_request is None else f"{info.kernels_per_request:,}",
+        NOT_APPLICABLE if info.kernels_per_request is None else f"{info.kernels_per_request:,}",
     )
 
 
@@ -123,10 +145,9 @@ def error_cells(comparison: Comparison | None) -> tuple[str, ...]:
     return scientific(error.boxes_mse), scientific(error.scores_mse), f"{error.labels_accuracy:.4f}"
 
 
-def best(rows: Sequence[Row]) -> Row | None:
-    """The measured row of the highest RPS whose answers are not known to be wrong."""
-    right = [row for row in rows if _measured(row.run) and not row.wrong]
-    return max(right, key=lambda row: row.run.load.rps if row.run.load else 0.0, default=None)
+def ground_truth_notes(comparisons: Iterable[Comparison]) -> list[str]:
+    """Why there is no mAP, and what does not count in it: each line once."""
+    return list(dict.fromkeys(note for comparison in comparisons for note in comparison.ground_truth_notes))
 
 
 def duration(value: float | None) -> str:

@@ -7,16 +7,25 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from detbench.report.rows import COLUMNS, IMPLEMENTATION_COLUMNS, Column, implementation_cells, rows_of
+from detbench.report.answer import answer
+from detbench.report.rows import (
+    COLUMNS,
+    IMPLEMENTATION_COLUMNS,
+    Column,
+    ground_truth_notes,
+    implementation_cells,
+    rows_of,
+)
 from detbench.results import Environment, ModelWeights, Sweep
 
 
 def terminal_table(sweep: Sweep) -> Table:
-    """The table for a terminal; what failed and what is wrong stands out."""
+    """The table for a terminal; what failed, and what is or may be wrong, stands out."""
     settings = sweep.settings
     title = f"{settings.model_set} on {sweep.environment.device_name}, {settings.duration_s:g} s each"
-    styles = ["red" if row.run.status != "ok" else "yellow" if row.wrong else "" for row in rows_of(sweep)]
-    return table_of(title, COLUMNS, [row.cells() for row in rows_of(sweep)], styles)
+    rows = rows_of(sweep)
+    styles = ["red" if r.run.status != "ok" else "yellow" if r.wrong or r.unproven else "" for r in rows]
+    return table_of(title, COLUMNS, [row.cells() for row in rows], styles)
 
 
 def implementations_table(sweep: Sweep) -> Table:
@@ -38,18 +47,21 @@ def table_of(
 
 def markdown_table(sweep: Sweep) -> str:
     """The tables in Markdown, with what the machine and the weights are above them."""
-    settings = sweep.settings
+    settings, rows = sweep.settings, rows_of(sweep)
     lines = [
         f"Model set {settings.model_set}, {settings.images} images of {settings.dataset}, "
         f"{settings.duration_s:g} s a run, {measured_on(sweep.environment, sweep.weights, sweep.started)}",
         "",
-        *markdown_lines(COLUMNS, [row.cells() for row in rows_of(sweep)]),
+        answer(rows),
+        "",
+        *markdown_lines(COLUMNS, [row.cells() for row in rows]),
         "",
         *markdown_lines(IMPLEMENTATION_COLUMNS, map(implementation_cells, sweep.implementations)),
     ]
     reasons = [
         f"- {run.implementation}, {run.users} users: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
     ]
+    reasons += [f"- {note}" for note in ground_truth_notes(sweep.comparisons)]
     return "\n".join([*lines, *(["", *reasons] if reasons else []), ""])
 
 

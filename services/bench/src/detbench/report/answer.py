@@ -1,0 +1,39 @@
+"""The sentence that a report is opened for."""
+
+from collections.abc import Sequence
+
+from detbench.report.rows import Row
+from detbench.results import BASELINE
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """Which implementation is fastest of those that are right, or claim to be, and what is wrong with faster ones.
+
+    What was not compared and does not claim the reference's answers never is the fastest: it may answer anything.
+    """
+    measured = [(row.rps, row) for row in rows if row.rps is not None]
+    right = [(rps, row) for rps, row in measured if not row.wrong and not row.unproven]
+    if not right:
+        return f"Nothing was measured whose answers are right{_others(measured, ': ')}."
+    rps, row = max(right, key=lambda each: each[0])
+    checked = "gives the reference's answers" if row.comparison else "was not compared with the reference"
+    users = "1 user" if row.run.users == 1 else f"{row.run.users} users"
+    fastest = f"{row.run.implementation} is fastest: {rps:.3g} images per second with {users}, and it {checked}"
+    if row.speedup is not None and row.run.implementation != BASELINE:
+        fastest += f"; {row.speedup:.2f} times baseline"
+    return f"{fastest}{_others([each for each in measured if each[0] > rps], '. ')}."
+
+
+def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:
+    """What is wrong with each that is wrong or unproven, at its best rate; nothing where there is none."""
+    best: dict[str, tuple[float, Row]] = {}
+    for rps, row in sorted(measured, key=lambda each: each[0]):
+        best[row.run.implementation] = rps, row
+    said = [f"{name} does {rps:.3g}, {_doubt(row)}" for name, (rps, row) in best.items()]
+    return before + "; ".join(said) if said else ""
+
+
+def _doubt(row: Row) -> str:
+    if row.wrong:
+        return "and its answers are wrong"
+    return "but does not claim the reference's answers and was not compared: add --compare-outputs"

@@ -1,0 +1,106 @@
+"""What one-shot jobs leave at a Pushgateway: a thin one, and Debian's where it is installed."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pushgateway_stub import StubPushgateway
+from test_report import START, comparison, run
+
+from detbench.pushgateway import push_comparisons, push_runs
+from detbench.server_process import free_port
+
+BINARY = shutil.which("prometheus-pushgateway") or shutil.which("pushgateway")
+
+
+@pytest.fixture(params=["thin", "real"])
+def gateway(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a Pushgateway."""
+    if request.param == "thin":
+        with StubPushgateway() as stub:
+            yield stub.url
+        return
+    if BINARY is None:
+        pytest.skip("no Pushgateway on the PATH")
+    address = f"127.0.0.1:{free_port()}"
+    with subprocess.Popen([BINARY, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(200):
+                try:
+                    httpx.get(f"http://{address}/-/ready", trust_env=False)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.05)
+            yield f"http://{address}"
+        finally:
+            process.terminate()
+
+
+def figures(gateway: str, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+    """Values of one metric by some of its labels."""
+    page = httpx.get(f"{gateway}/metrics", trust_env=False).text
+    return {
+        tuple(sample.labels[label] for label in labels): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def test_a_slower_run_of_today_replaces_yesterdays_with_all_its_numbers_of_users(gateway: str):
+    push_runs([run("fused", users, rps) for users, rps in ((1, 20), (16, 90))], gateway)
+    push_runs([run("baseline", 1, 7)], gateway)
+    push_runs([run("fused", 1, 10)], gateway)
+    assert figures(gateway, "detbench_run_rps", "implementation", "users") == {("fused", "1"): 10, ("baseline", "1"): 7}
+    push_runs([run("fused", 1, 10), run("fused", 4, 12)], gateway)
+    assert figures(gateway, "detbench_run_rps", "implementation", "users") == {
+        **{("fused", "1"): 10, ("fused", "4"): 12, ("baseline", "1"): 7},
+    }
+
+
+def test_a_run_that_failed_leaves_no_figure_of_an_earlier_one(gateway: str):
+    push_runs([run("fused", 1, 20)], gateway)
+    ended = START + timedelta(days=1)
+    failed = run("fused", 1, 20).model_copy(update={"status": "failed", "load": None, "vram": None, "ended": ended})
+    push_runs([failed], gateway)
+    for name in ("detbench_run_rps", "detbench_run_latency_seconds", "detbench_run_failures"):
+        assert figures(gateway, name, "implementation") == {}
+    assert figures(gateway, "detbench_run_timestamp_seconds", "users") == {("1",): ended.timestamp()}
+
+
+def test_a_run_of_another_model_set_replaces_nothing(gateway: str):
+    push_runs([run("fused", 1, 20)], gateway)
+    push_runs([run("fused", 1, 30).model_copy(update={"model_set": "uniform"})], gateway)
+    assert figures(gateway, "detbench_run_rps", "model_set") == {("mixed",): 20, ("uniform",): 30}
+
+
+def test_a_comparison_replaces_models_that_are_no_longer_in_the_set(gateway: str):
+    before = comparison("fused", 2e-7)
+    push_comparisons([before], gateway)
+    assert len(figures(gateway, "detbench_boxes_mse", "model")) == 3
+    first = dict(list(before.per_model.items())[:1])
+    began = time.time()
+    push_comparisons([before.model_copy(update={"per_model": first})], gateway)
+    assert set(figures(gateway, "detbench_boxes_mse", "model")) == {("all",), tuple(first)}
+    assert figures(gateway, "detbench_compare_timestamp_seconds", "implementation")["fused",] >= began
+
+
+def test_figures_go_to_the_pushgateway_and_through_no_proxy(gateway: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", f"{gateway}/")
+    push_runs([run("fused", 1, 20)])
+    assert capsys.readouterr().err == ""
+    assert len(figures(gateway, "detbench_run_rps", "users")) == 1
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[", "nonsense://x"])
+def test_a_pushgateway_that_cannot_be_reached_costs_a_warning(url: str, capsys):
+    push_runs([run("fused", 1, 20)], url)
+    assert "did not take the figures" in capsys.readouterr().err
