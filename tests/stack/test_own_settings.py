@@ -18,6 +18,7 @@ from running_stack import PORTS, PROJECT, ROOT, SERVICES, Stack, eventually
 from safetensors.torch import save_file
 
 from detserver.calibrate import calibrated_state_dict
+from detserver.zoo import ModelSpec
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -53,9 +54,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     write_settings(root, SETTINGS)
-    weights = calibrated_state_dict(ARCHITECTURE, num_classes=7, seed=11)
+    weights = calibrated_state_dict(ModelSpec("fish", ARCHITECTURE, 7), seed=11)
     models = root / "data" / "models"
     save_file({name: value.contiguous() for name, value in weights.items()}, models / "fish.safetensors")
+    (models / "fish.safetensors").chmod(0o644)  # safetensors lets its owner alone read it
     (models / "model_sets.toml").write_text(MODEL_SETS.replace("the-same-fish", "the-same-fish"))
     return root
 
@@ -111,6 +113,7 @@ def test_datasets_come_from_the_address_in_env_and_from_their_own_where_it_is_em
     with archive:
         archive.writestr("test/fish.jpg", photo())
         archive.writestr("test/_annotations.coco.json", json.dumps(boxes))
+    tmp_path.chmod(0o755)  # the container is another user
     network = ("--network", f"{PROJECT}_default", "--network-alias", "files")
     command = ("python", "-m", "http.server", "--directory", "/files", "8000")
     files = own.docker(
