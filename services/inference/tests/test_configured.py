@@ -19,6 +19,9 @@ from detserver.preprocess import PreparedImage, prepare
 from detserver.weights import WeightsStore
 from detserver.zoo import ModelSet, read_model_sets
 
+# In one process, so that the models are made once.
+pytestmark = pytest.mark.xdist_group("configured")
+
 # Two that stack, though their anchors and classes differ; one of another mean, one of another network, and one with
 # fewer (anchor, class) pairs than the 5000 that effdet looks at.
 TOML = """
