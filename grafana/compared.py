@@ -128,7 +128,14 @@ def comparison_table() -> table.Panel:
     for ref, (title, unit, expr) in COLUMNS.items():
         panel = panel.with_target(
             query(expr, "", instant=True).format(PromQueryFormat.TABLE).ref_id(ref)
-        ).override_by_name(title, [DynamicConfigValue(id_val="unit", value=unit), *decimals(unit)])
+        ).override_by_name(
+            title,
+            [
+                DynamicConfigValue(id_val="unit", value=unit),
+                DynamicConfigValue(id_val="custom.minWidth", value=90),  # all of them in 1,280 pixels
+                *decimals(unit),
+            ],
+        )
     answers = {"0": {"text": "no", "color": "red", "index": 0}, "1": {"text": "yes", "color": "green", "index": 1}}
     return panel.override_by_name(
         COLUMNS["gate"][0],

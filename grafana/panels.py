@@ -142,6 +142,8 @@ def weights() -> stat.Panel:
         .graph_mode(BigValueGraphMode.NONE)
         .color_mode(BigValueColorMode.BACKGROUND)
         .text_mode(BigValueTextMode.VALUE_AND_NAME)
+        # Sizes that a sentence needs: Grafana's own choice fits it into a number's place.
+        .text(common.VizTextDisplayOptions().title_size(14).value_size(16))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .mappings([ValueMap(options=words)])
         .with_target(query(expr, "{{model_set}} · {{model}}", instant=True))
@@ -160,6 +162,7 @@ def bars(title: str, description: str, unit: str, *queries: Query, span: int = 6
         .span(span)
         .height(height)
         .no_value("–")
+        .display_name("${__series.name}")  # without it a single series has no name
         .display_mode(BarGaugeDisplayMode.BASIC)
         .orientation(VizOrientation.HORIZONTAL)
         .text(common.VizTextDisplayOptions().title_size(14).value_size(16))
