@@ -216,6 +216,6 @@ def compared() -> Dashboard:
                 "Share of the requests to an implementation that got no detections, over 30 s.",
                 "percentunit",
                 (f"{BY}:detserver_requests:error_ratio_rate30s{{{CHOSEN}}}", NAMED),
-            )
+            ).axis_soft_max(0.05)  # without it an axis of nothing but zeros ends at 10000 %
         )
     )
