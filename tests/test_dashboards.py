@@ -13,10 +13,10 @@ import yaml
 from metric_names import families
 from panels import SERVER_STAGES
 
-from detbench.pushgateway import ERROR_FIGURES, RUN_FIGURES
-from detserver.api import create_app
+from detbench.measure.pushgateway import ERROR_FIGURES, RUN_FIGURES
+from detserver.http.routes import create_app
+from detserver.http.stages import STAGES
 from detserver.settings import Settings
-from detserver.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))

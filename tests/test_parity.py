@@ -9,7 +9,7 @@ import pytest
 
 from detbench.cli import main
 from detbench.datasets import fetch
-from detbench.server_process import ServerProcess
+from detbench.measure.server_process import ServerProcess
 
 # `folded` is `channels-last` and more, `fused` on a CPU is `openvino`.
 IMPLEMENTATIONS = {

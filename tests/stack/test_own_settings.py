@@ -17,8 +17,8 @@ from PIL import Image
 from running_stack import PORTS, PROJECT, ROOT, SERVICES, Stack, eventually
 from safetensors.torch import save_file
 
-from detserver.calibrate import calibrated_state_dict
-from detserver.zoo import ModelSpec
+from detserver.models.calibrate import calibrated_state_dict
+from detserver.models.model_sets import ModelSpec
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -7,7 +7,7 @@ import pytest
 
 from detbench.cli import main
 from detbench.datasets import Dataset, fetch, open_dataset
-from detbench.server_process import ServerProcess
+from detbench.measure.server_process import ServerProcess
 
 # One D0 instead of D0, D1 and D2: the same code in a sixth of the time.
 MODEL_SETS = """

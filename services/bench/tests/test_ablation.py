@@ -16,8 +16,8 @@ import pytest
 from stub_server import StubServer, entry
 from test_report import Page
 
-from detbench.ablation import CHAIN, repeats_within
-from detbench.attribution import gains
+from detbench.measure.ablation import CHAIN, repeats_within
+from detbench.measure.attribution import gains
 
 LATENCIES_MS = {
     "baseline": 80.0,

@@ -16,11 +16,11 @@ from stub_server import StubServer, entry
 from detbench.client import ServerClient
 from detbench.datasets import Dataset, open_dataset
 from detbench.errors import DatasetError, MalformedOutput, ReferenceMismatch, ServerError
+from detbench.measure.server_process import ServerProcess
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
 from detbench.results import Comparison, ModelWeights
-from detbench.server_process import ServerProcess
 
 MODEL = "tf_efficientdet_d0"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from stub_server import StubServer, entry
 
-from detbench.server_process import free_port
+from detbench.measure.server_process import free_port
 
 # The locust file with a worker that misses its master sooner than after a minute.
 LOCUSTFILE = """

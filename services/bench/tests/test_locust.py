@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from stub_server import StubServer, entry
 
-from detbench.server_process import free_port
+from detbench.measure.server_process import free_port
 
 LOCUSTFILE = Path(__file__).parents[1] / "src" / "detbench" / "load" / "locustfile.py"
 

@@ -16,7 +16,7 @@ from stub_server import StubServer, entry
 from detbench.client import ServerClient
 from detbench.datasets.download import RemoteFile, download
 from detbench.errors import DatasetError
-from detbench.server_process import ServerProcess, free_port
+from detbench.measure.server_process import ServerProcess, free_port
 
 LOCUSTFILE = Path(__file__).parents[1] / "src" / "detbench" / "load" / "locustfile.py"
 CONTENT = bytes(range(256)) * 100

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pushgateway_stub import StubPushgateway
 from test_report import START, comparison, run
 
-from detbench.pushgateway import push_comparisons, push_runs
-from detbench.server_process import free_port
+from detbench.measure.pushgateway import push_comparisons, push_runs
+from detbench.measure.server_process import free_port
 
 BINARY = shutil.which("prometheus-pushgateway") or shutil.which("pushgateway")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from running_server import RunningServer, start, stop
 
+from detserver.models.weights import WeightsStore
 from detserver.settings import Settings
-from detserver.weights import WeightsStore
 
 REPOSITORY = Path(__file__).parents[3]
 TESTDATA = REPOSITORY.parent / "shared" / "testdata"

@@ -9,10 +9,10 @@ from effdet_directly import effdet_rows
 from PIL import Image
 from running_server import RunningServer
 
-from detserver.schemas import Timings
+from detserver.http.schemas import Timings
+from detserver.models.model_sets import BUILT_IN
+from detserver.models.weights import WeightsStore
 from detserver.settings import Settings
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN
 
 MIXED = BUILT_IN[0].models
 

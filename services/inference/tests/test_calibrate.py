@@ -15,12 +15,12 @@ from effdet.bench import DetBenchPredict
 from PIL import Image
 from torch import nn
 
-from detserver.calibrate import calibrated_state_dict
-from detserver.configuration import input_config
+from detserver.models.calibrate import calibrated_state_dict
+from detserver.models.configuration import input_config
+from detserver.models.model_sets import BUILT_IN, ModelSpec, create_model
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import letterbox
 from detserver.settings import Settings
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSpec, create_model
 
 Detector = Callable[[str, int], DetBenchPredict]
 

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
-from detserver.checkpoint import StateDict, read_checkpoint
-from detserver.configuration import overrides
 from detserver.errors import WeightsRefused
-from detserver.zoo import ModelSpec
+from detserver.models.checkpoint import StateDict, read_checkpoint
+from detserver.models.configuration import overrides
+from detserver.models.model_sets import ModelSpec
 
 LITE0 = "tf_efficientdet_lite0"
 SPEC = ModelSpec("fish", LITE0, 3)

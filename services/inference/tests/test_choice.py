@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from detserver import choice, compiling
-from detserver.choice import ChosenImpl, Variant
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSet
+from detserver.models.model_sets import BUILT_IN, ModelSet
+from detserver.models.weights import WeightsStore
+from detserver.recipes import choice, compiling
+from detserver.recipes.choice import ChosenImpl, Variant
 
 SET = ModelSet("one", BUILT_IN[1].models[1:2])
 

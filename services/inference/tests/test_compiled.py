@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from detserver import compiling
 from detserver.implementations.compiled import Compiled
+from detserver.models.model_sets import BUILT_IN, ModelSet
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import prepare
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSet
+from detserver.recipes import compiling
 
 CPU = torch.device("cpu")
 # Two input sizes: with symbols for height and width torch compiles for more than a quarter of an hour.

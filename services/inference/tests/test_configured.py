@@ -9,15 +9,15 @@ import torch
 from effdet_directly import effdet_rows
 from PIL import Image
 
-from detserver import stacking
-from detserver.cuda_graph import StaticBatch
 from detserver.implementations import Registry
 from detserver.implementations.base import DetectionOutput
 from detserver.implementations.folded import Folded
+from detserver.models.model_sets import ModelSet, read_model_sets
+from detserver.models.weights import WeightsStore
 from detserver.postprocess import PostProcessor
 from detserver.preprocess import PreparedImage, prepare
-from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet, read_model_sets
+from detserver.recipes import stacking
+from detserver.recipes.cuda_graph import StaticBatch
 
 # In one process, so that the models are made once.
 pytestmark = pytest.mark.xdist_group("configured")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from detserver.cuda_graph import CapturedImpl, StaticBatch, on_streams
-from detserver.engine import Engine
+from detserver.engine.engine import Engine
+from detserver.recipes.cuda_graph import CapturedImpl, StaticBatch, on_streams
 
 SECOND = torch.device("cuda:1")
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from running_server import start, stop
 
-from detserver import device
-from detserver.device import usable_device, why_broken
-from detserver.engine import Engine
+from detserver.engine.engine import Engine
 from detserver.errors import BadConfiguration
 from detserver.implementations import Registry
-from detserver.weights import WeightsStore
+from detserver.machine.description import device
+from detserver.machine.device import usable_device, why_broken
+from detserver.models.weights import WeightsStore
 
 CPU = torch.device("cpu")
 SECOND = torch.device("cuda:1")
@@ -114,7 +114,8 @@ def test_the_cpu_is_asked_the_same_way():
 PROGRAM = f"""
 import sys, threading
 import torch
-from detserver import __main__, device
+from detserver import __main__
+from detserver.machine.description import device
 from detserver.implementations import base
 from detserver.implementations.invalid import Invalid
 

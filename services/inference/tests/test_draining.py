@@ -15,7 +15,7 @@ import pytest
 from running_server import RunningServer
 from starlette.testclient import TestClient
 
-from detserver.api import create_app
+from detserver.http.routes import create_app
 from detserver.settings import Settings
 
 USERS = 8

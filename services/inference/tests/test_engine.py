@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from detserver import engine as engine_module
-from detserver.engine import Answer, Engine
+from detserver.engine.engine import Answer, Engine
+from detserver.engine.engine import engine as engine_module
 from detserver.errors import CannotRun, DeviceFailed, InferenceFailed, NotReady, OutOfMemory, QueueFull
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
+from detserver.models.model_sets import ModelSet, ModelSpec
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage, prepare
-from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet, ModelSpec
 
 SET = ModelSet("one", (ModelSpec("d0", "tf_efficientdet_d0", 90),))
 

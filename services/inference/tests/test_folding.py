@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.folding import fold_batch_norm
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN
+from detserver.models.model_sets import BUILT_IN
+from detserver.models.weights import WeightsStore
+from detserver.recipes.folding import fold_batch_norm
 
 D0 = BUILT_IN[0].models[0]
 

@@ -13,8 +13,8 @@ from conftest import TESTDATA
 from PIL import Image, PngImagePlugin
 from running_server import RunningServer
 
-from detserver import images
 from detserver.errors import EmptyBody, ImageTooLarge, NotAnImage, OutOfMemory
+from detserver.preprocess import decoding as images
 
 LIMIT = 50_000_000
 WIDE, TALL = (240, 160), (160, 240)

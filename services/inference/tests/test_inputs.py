@@ -13,11 +13,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detserver.configuration import ARCHITECTURES
 from detserver.errors import ImageTooSmall
+from detserver.models.configuration import ARCHITECTURES
+from detserver.models.model_sets import read_model_sets
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import InputConfig, letterbox
-from detserver.weights import WeightsStore
-from detserver.zoo import read_model_sets
 
 # Kinds differ in what effdet says of the input, and in padding and order of the network's layers.
 KINDS = {

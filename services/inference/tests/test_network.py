@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from detserver import postprocess
-from detserver.cuda_graph import StaticBatch
 from detserver.implementations.folded import Folded
-from detserver.network import pieces
+from detserver.models.model_sets import BUILT_IN, ModelSet
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage, prepare
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSet
+from detserver.recipes.cuda_graph import StaticBatch
+from detserver.recipes.network import pieces
 
 SET = ModelSet("two sizes", (BUILT_IN[1].models[1], BUILT_IN[0].models[1]))
 

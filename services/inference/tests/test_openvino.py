@@ -8,13 +8,13 @@ import pytest
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver import choice, openvino_network
 from detserver.implementations import fused
 from detserver.implementations.fused import Fused, FusedBf16
 from detserver.implementations.openvino import OpenVino
-from detserver.openvino_network import OpenVinoNetwork, unavailable_reason
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSet
+from detserver.models.model_sets import BUILT_IN, ModelSet
+from detserver.models.weights import WeightsStore
+from detserver.recipes import choice, openvino_network
+from detserver.recipes.openvino_network import OpenVinoNetwork, unavailable_reason
 
 SPEC = BUILT_IN[1].models[1]
 

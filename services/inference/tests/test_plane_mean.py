@@ -7,9 +7,9 @@ import torch
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
-from detserver import compiling
-from detserver.openvino_network import _openvino
-from detserver.plane_mean import mean_of_means, with_accurate_means
+from detserver.recipes import compiling
+from detserver.recipes.openvino_network import _openvino
+from detserver.recipes.plane_mean import mean_of_means, with_accurate_means
 
 # Three levels of windows, each a sum of 64 numbers at most. A running sum of all is wrong by 1e-6 and more (measured).
 ACCURATE = 2**-24 * 8

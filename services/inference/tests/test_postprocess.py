@@ -7,8 +7,8 @@ from effdet.bench import _batch_detection, _post_process
 from effdet.config import get_efficientdet_config
 
 from detserver import postprocess
+from detserver.models.model_sets import ModelSpec
 from detserver.postprocess import PostProcessor, RawOutput, is_complete
-from detserver.zoo import ModelSpec
 
 D0 = "tf_efficientdet_d0"
 SPECS = [ModelSpec("a", D0, 90), ModelSpec("b", D0, 7)]

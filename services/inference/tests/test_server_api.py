@@ -8,7 +8,7 @@ import pytest
 from running_server import RunningServer
 
 from detserver.__main__ import main
-from detserver.stages import STAGES
+from detserver.http.stages import STAGES
 
 PNG = {"Content-Type": "image/png"}
 

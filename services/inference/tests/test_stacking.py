@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detserver import stacking
 from detserver.errors import CannotRun
-from detserver.folding import fold_batch_norm
-from detserver.grouping import GroupedEfficientDet
 from detserver.implementations import vmap
+from detserver.models.model_sets import BUILT_IN, ModelSet
+from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN, ModelSet
+from detserver.recipes import stacking
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.grouping import GroupedEfficientDet
 
 MIXED, UNIFORM = BUILT_IN
 TWO_AND_ONE = ModelSet("two D0, one D1", (UNIFORM.models[1], MIXED.models[1], UNIFORM.models[2]))

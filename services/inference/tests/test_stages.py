@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer
 from starlette.types import Message, Receive, Scope, Send
 
-from detserver.api import create_app
+from detserver.http.routes import create_app
+from detserver.http.stages import STAGES, Stages
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.preprocess import PreparedImage
 from detserver.settings import Settings
-from detserver.stages import STAGES, Stages
 
 USERS, REQUESTS = 8, 25
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from detserver import server
-from detserver.api import create_app
+from detserver.http import server
+from detserver.http.routes import create_app
+from detserver.machine.vram import VramMonitor
 from detserver.settings import Settings
-from detserver.vram import VramMonitor
 
 GPU = torch.device("cuda:1")
 
@@ -99,7 +99,7 @@ def test_what_nvml_does_not_tell_is_null_in_every_answer_and_said_once(
         assert (health.json()["clocks_mhz"] or {}).get("sm") == clocks
         assert 'detserver_vram_bytes{kind="allocated"} 1e+06' in metrics.text
         assert ('kind="device_used"' in metrics.text) == (used_mb is not None)
-        said = [record.getMessage() for record in caplog.records if record.name == "detserver.vram"]
+        said = [record.getMessage() for record in caplog.records if record.name == "detserver.machine.vram"]
         assert said
         assert said == (told or said)
         told = said

@@ -16,14 +16,14 @@ from effdet.config.model_config import efficientdet_model_param_dict
 from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
-from detserver import download as downloading
-from detserver.api import create_app
-from detserver.configuration import published_weights
-from detserver.download import DownloadFailed, Unreachable, download
 from detserver.errors import WeightsRefused
+from detserver.http.routes import create_app
+from detserver.models import download as downloading
+from detserver.models.configuration import published_weights
+from detserver.models.download import DownloadFailed, Unreachable, download
+from detserver.models.model_sets import BUILT_IN, ModelSpec, create_model
+from detserver.models.weights import WeightsStore, fingerprint
 from detserver.settings import Settings
-from detserver.weights import WeightsStore, fingerprint
-from detserver.zoo import BUILT_IN, ModelSpec, create_model
 
 D0, D1 = BUILT_IN[0].models[:2]
 SEVEN = ModelSpec("fish", "tf_efficientdet_d0", 7)
@@ -219,7 +219,7 @@ def test_an_empty_mirror_is_effdets_own_server(published: Mirror, tmp_path: Path
         asked.append(url)
         raise Unreachable("nowhere")
 
-    monkeypatch.setattr("detserver.weights.download", remember)
+    monkeypatch.setattr("detserver.models.weights.download", remember)
     store(tmp_path, allow_download=True, mirror="").get(D0)
     assert asked[0].startswith("https://nowhere.invalid/tf_efficientdet_d0-")
 
@@ -227,7 +227,9 @@ def test_an_empty_mirror_is_effdets_own_server(published: Mirror, tmp_path: Path
 @pytest.fixture
 def calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights that take no time: where they come from is asked here, not what they are."""
-    monkeypatch.setattr("detserver.calibrate.calibrated_state_dict", lambda spec, _: create_model(spec).state_dict())
+    monkeypatch.setattr(
+        "detserver.models.calibrate.calibrated_state_dict", lambda spec, _: create_model(spec).state_dict()
+    )
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -308,7 +310,7 @@ def test_a_dead_network_costs_ten_seconds_once_and_one_warning(
     assert downloading.ANSWER_WITHIN_S < 10
     monkeypatch.setattr(downloading, "ANSWER_WITHIN_S", 1.0)
     tried: list[str] = []
-    monkeypatch.setattr("detserver.weights.download", counted(tried))
+    monkeypatch.setattr("detserver.models.weights.download", counted(tried))
     if "://" in network:
         monkeypatch.setenv("all_proxy", network)
         for name in ("no_proxy", "NO_PROXY"):
@@ -377,7 +379,7 @@ def test_random_weights_are_calibrated_once_and_kept(data_dir: Path, monkeypatch
     def never(*_: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr("detserver.calibrate.calibrated_state_dict", never)
+    monkeypatch.setattr("detserver.models.calibrate.calibrated_state_dict", never)
     assert store(data_dir).get(D0).fingerprint == found.fingerprint
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from detserver.errors import BadConfiguration, UnknownModelSet
+from detserver.models.model_sets import ModelSpec, Zoo, create_model, read_model_sets
 from detserver.preprocess import InputConfig
-from detserver.zoo import ModelSpec, Zoo, create_model, read_model_sets
 
 GOOD = """
 [[model_sets.fishery.models]]

@@ -14,8 +14,8 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from detserver.draining import DrainingServer
 from detserver.errors import BadConfiguration
+from detserver.http.draining import DrainingServer
 from detserver.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main() -> int:
             for chatty in ("httpx", "python_multipart"):
                 logging.getLogger(chatty).setLevel(logging.ERROR)
             # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
-            from detserver.api import create_app
+            from detserver.http.routes import create_app
 
             app = create_app(settings)
         except ValidationError as error:

@@ -23,7 +23,7 @@ from effdet.anchors import Anchors, decode_box_outputs
 from torchvision.ops import nms
 
 from detserver.implementations.base import DetectionOutput
-from detserver.zoo import ModelSpec
+from detserver.models.model_sets import ModelSpec
 
 IOU_THRESHOLD = 0.5  # effdet's, in `generate_detections`
 

@@ -6,8 +6,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.grouping import group
-from detserver.grouping.convolution import PointwiseConv, group_shared_input, pointwise_as_products
+from detserver.recipes.grouping import group
+from detserver.recipes.grouping.convolution import PointwiseConv, group_shared_input, pointwise_as_products
 
 CONVOLUTIONS = {
     "3x3": lambda: nn.Conv2d(8, 12, 3, padding=1, bias=False),

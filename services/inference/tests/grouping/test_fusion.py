@@ -4,10 +4,10 @@ import pytest
 import torch
 from effdet.efficientdet import FpnCombine
 
-from detserver.folding import fold_batch_norm
-from detserver.grouping import group
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN
+from detserver.models.model_sets import BUILT_IN
+from detserver.models.weights import WeightsStore
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.grouping import group
 
 
 @pytest.mark.parametrize("method", ["fastattn", "attn", "sum"])

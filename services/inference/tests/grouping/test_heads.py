@@ -2,9 +2,9 @@
 
 import torch
 
-from detserver.grouping.heads import classes_of, cut_classes, pad_class_heads
-from detserver.weights import WeightsStore
-from detserver.zoo import BUILT_IN
+from detserver.models.model_sets import BUILT_IN
+from detserver.models.weights import WeightsStore
+from detserver.recipes.grouping.heads import classes_of, cut_classes, pad_class_heads
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.grouping import group
+from detserver.recipes.grouping import group
 
 
 class Unknown(nn.Module):

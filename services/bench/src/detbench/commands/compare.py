@@ -23,13 +23,13 @@ from detbench.commands.options import (
 )
 from detbench.datasets import Dataset
 from detbench.errors import DatasetError, MalformedOutput, ServerError
-from detbench.pushgateway import push_comparisons
+from detbench.measure.progress import loading
+from detbench.measure.pushgateway import push_comparisons
+from detbench.measure.selection import left_out, select_implementations
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect
 from detbench.quality.reference import Reference, load_reference
 from detbench.results import Comparison, ErrorFigures, GroundTruth
-from detbench.selection import left_out, select_implementations
-from detbench.sweep_progress import loading
 
 NAME = "compare"
 SUMMARY = "output error of implementations against the stored reference"

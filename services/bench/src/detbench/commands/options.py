@@ -10,9 +10,9 @@ from rich.console import Console
 
 from detbench.client import ServerClient, base_url
 from detbench.datasets import Dataset, fetch_or_open
-from detbench.revision import git_revision
-from detbench.selection import ALL
-from detbench.server_process import ServerProcess
+from detbench.measure.revision import git_revision
+from detbench.measure.selection import ALL
+from detbench.measure.server_process import ServerProcess
 from detbench.variables import of_variable, positive_int
 
 _MOST_IN_FLIGHT = 16

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.ablation import AblationPlan, AblationRunner
 from detbench.commands.console import print_ablation, print_sweep
 from detbench.commands.options import (
     add_concurrency_option,
@@ -22,12 +21,13 @@ from detbench.commands.options import (
     positive_float,
 )
 from detbench.errors import DetbenchError
+from detbench.measure.ablation import AblationPlan, AblationRunner
+from detbench.measure.progress import SweepProgress
+from detbench.measure.selection import ALL
+from detbench.measure.server_process import ServerProcess
+from detbench.measure.session import Subject
+from detbench.measure.sweep import Plan, SweepRunner
 from detbench.report import write_ablation_reports, write_reports
-from detbench.runner import Plan, SweepRunner
-from detbench.selection import ALL
-from detbench.server_process import ServerProcess
-from detbench.session import Subject
-from detbench.sweep_progress import SweepProgress
 from detbench.variables import of_variable, port, positive_int
 
 NAME = "run"

@@ -27,11 +27,11 @@ import torch
 from effdet.efficientdet import EfficientDet
 from PIL import Image
 
-from detserver import compiling
-from detserver.device import synchronize
+from detserver.machine.device import synchronize
+from detserver.models.model_sets import ModelSet
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage, prepare
-from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet
+from detserver.recipes import compiling
 
 Stage = Literal["forward", "postprocess"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver import compiling
 from detserver.implementations.folded import Folded
-from detserver.plane_mean import with_accurate_means
 from detserver.postprocess import RawOutput
+from detserver.recipes import compiling
+from detserver.recipes.plane_mean import with_accurate_means
 
 
 class Compiled(Folded):

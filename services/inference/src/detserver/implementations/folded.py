@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver.folding import fold_batch_norm
 from detserver.implementations.channels_last import ChannelsLast
 from detserver.postprocess import RawOutput
+from detserver.recipes.folding import fold_batch_norm
 
 
 class Folded(ChannelsLast):

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver import compiling, openvino_network, stacking
-from detserver.choice import LAYOUTS, ChosenImpl, Finish, Variant, grouped_variants, in_sequence
-from detserver.configuration import input_config
-from detserver.cuda_graph import CapturedImpl, on_streams
-from detserver.folding import fold_batch_norm
-from detserver.network import Forward, one_after_the_other
-from detserver.openvino_network import openvino_networks
+from detserver.models.configuration import input_config
+from detserver.recipes import compiling, openvino_network, stacking
+from detserver.recipes.choice import LAYOUTS, ChosenImpl, Finish, Variant, grouped_variants, in_sequence
+from detserver.recipes.cuda_graph import CapturedImpl, on_streams
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.network import Forward, one_after_the_other
+from detserver.recipes.openvino_network import openvino_networks
 
 
 class Fused(CapturedImpl, ChosenImpl):

@@ -3,10 +3,10 @@
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver.configuration import input_config
-from detserver.cuda_graph import CapturedImpl, on_streams
-from detserver.folding import fold_batch_norm
-from detserver.network import Forward
+from detserver.models.configuration import input_config
+from detserver.recipes.cuda_graph import CapturedImpl, on_streams
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.network import Forward
 
 
 class Graphs(CapturedImpl):

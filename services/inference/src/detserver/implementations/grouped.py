@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from detserver import compiling, stacking
-from detserver.choice import ChosenImpl, Variant, grouped_variants
-from detserver.zoo import ModelSet
+from detserver.models.model_sets import ModelSet
+from detserver.recipes import compiling, stacking
+from detserver.recipes.choice import ChosenImpl, Variant, grouped_variants
 
 
 class Grouped(ChosenImpl):
-    """See `detserver.grouping`; memory format and the way of 1x1 convolutions are chosen by timing."""
+    """See `detserver.recipes.grouping`; memory format and the way of 1x1 convolutions are chosen by timing."""
 
     name = "grouped"
     description = "models of one architecture as one network whose every convolution is of all; on a GPU torch.compile"

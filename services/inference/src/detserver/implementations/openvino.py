@@ -3,9 +3,9 @@
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver import openvino_network
-from detserver.network import Forward, NetworkImpl, one_after_the_other
-from detserver.openvino_network import openvino_networks
+from detserver.recipes import openvino_network
+from detserver.recipes.network import Forward, NetworkImpl, one_after_the_other
+from detserver.recipes.openvino_network import openvino_networks
 
 
 class OpenVino(NetworkImpl):

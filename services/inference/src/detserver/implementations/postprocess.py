@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver.configuration import input_config
-from detserver.network import Forward, NetworkImpl, one_after_the_other
+from detserver.models.configuration import input_config
 from detserver.postprocess import RawOutput
+from detserver.recipes.network import Forward, NetworkImpl, one_after_the_other
 
 
 class Postprocess(NetworkImpl):

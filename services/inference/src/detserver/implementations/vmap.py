@@ -8,13 +8,13 @@ import torch
 from effdet.efficientdet import EfficientDet
 from torch.func import functional_call, stack_module_state
 
-from detserver import compiling, stacking
-from detserver.folding import fold_batch_norm
-from detserver.grouping.heads import classes_of, cut_classes, pad_class_heads
-from detserver.network import Forward, NetworkImpl
+from detserver.models.model_sets import ModelSet
 from detserver.postprocess import RawOutput
-from detserver.stacking import Stack, stacked_forward
-from detserver.zoo import ModelSet
+from detserver.recipes import compiling, stacking
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.grouping.heads import classes_of, cut_classes, pad_class_heads
+from detserver.recipes.network import Forward, NetworkImpl
+from detserver.recipes.stacking import Stack, stacked_forward
 
 
 class Vmap(NetworkImpl):

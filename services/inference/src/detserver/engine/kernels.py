@@ -45,7 +45,7 @@ class Counter:
 
     async def _counted_by_a_process(self, implementation: str, model_set: str) -> int:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "detserver.kernels", implementation, model_set),
+            *(sys.executable, "-m", "detserver.engine.kernels", implementation, model_set),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -75,10 +75,10 @@ def main(implementation: str, model_set: str) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     settings = Settings(**json.load(sys.stdin))
     # They need torch, and take seconds to import: the process that only starts this one has them for other reasons.
-    from detserver.device import use_ieee_float32
-    from detserver.engine import failures
-    from detserver.profiling import count_kernels
-    from detserver.server import Server
+    from detserver.engine.engine import failures
+    from detserver.engine.profiling import count_kernels
+    from detserver.http.server import Server
+    from detserver.machine.device import use_ieee_float32
 
     try:
         server = Server(settings)

@@ -8,7 +8,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.grouping.rules import concatenated, rule
+from detserver.recipes.grouping.rules import concatenated, rule
 
 
 class PointwiseConv(nn.Module):

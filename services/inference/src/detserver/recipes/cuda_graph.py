@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
-from detserver.network import Forward, Inputs, NetworkImpl
 from detserver.postprocess import RawOutput, is_complete
 from detserver.preprocess import InputConfig, PreparedImage
+from detserver.recipes.network import Forward, Inputs, NetworkImpl
 
 _WARM_UPS = 3  # as PyTorch's own recipe: libraries allocate and choose algorithms in the first calls
 

@@ -13,12 +13,12 @@ from effdet.efficientdet import EfficientDet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from detserver import calibrate
-from detserver.checkpoint import StateDict, read_checkpoint
-from detserver.configuration import published_weights, takes_published_weights
-from detserver.download import ChecksumMismatch, DownloadFailed, Unreachable, download
 from detserver.errors import WeightsRefused
-from detserver.zoo import ModelSpec, create_model
+from detserver.models import calibrate
+from detserver.models.checkpoint import StateDict, read_checkpoint
+from detserver.models.configuration import published_weights, takes_published_weights
+from detserver.models.download import ChecksumMismatch, DownloadFailed, Unreachable, download
+from detserver.models.model_sets import ModelSpec, create_model
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from detserver.errors import DetserverError, InternalError
-from detserver.stages import STAGES, Stages
-from detserver.vram import VramMonitor
+from detserver.http.stages import STAGES, Stages
+from detserver.machine.vram import VramMonitor
 
 # 1 ms to 60 s with a factor of 1.5, so that a percentile read off the buckets is never far off.
 LATENCY_BUCKETS_S = (*(0.001 * 1.5**step for step in range(28)), 60.0)

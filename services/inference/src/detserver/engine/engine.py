@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from detserver.cuda_graph import clear_workspaces
-from detserver.device import claim, use_ieee_float32, use_libraries, why_broken
 from detserver.errors import (
     CannotRun,
     DetserverError,
@@ -29,9 +27,11 @@ from detserver.errors import (
 )
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
+from detserver.machine.device import claim, use_ieee_float32, use_libraries, why_broken
+from detserver.models.model_sets import ModelSet
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage
-from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet
+from detserver.recipes.cuda_graph import clear_workspaces
 
 log = logging.getLogger(__name__)
 

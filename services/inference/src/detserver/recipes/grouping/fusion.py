@@ -7,7 +7,7 @@ from effdet.efficientdet import FpnCombine
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.grouping.rules import group, rule
+from detserver.recipes.grouping.rules import group, rule
 
 
 class GroupedFpnCombine(nn.Module):

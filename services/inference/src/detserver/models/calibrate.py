@@ -16,9 +16,9 @@ from effdet.efficientdet import HeadNet, SeparableConv2d
 from torch import nn
 
 from detserver.errors import WeightsRefused
-from detserver.folding import norms_by_repeat
+from detserver.models.model_sets import ModelSpec, create_model
 from detserver.preprocess import InputConfig
-from detserver.zoo import ModelSpec, create_model
+from detserver.recipes.folding import norms_by_repeat
 
 _Array = npt.NDArray[np.float64]
 

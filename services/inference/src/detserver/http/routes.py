@@ -11,10 +11,12 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from detserver import __version__, images, schemas, upload
+from detserver import __version__
 from detserver.errors import BodyTimeout, DetserverError, NotReady
-from detserver.intake import STARTED, Intake
-from detserver.server import Server
+from detserver.http import schemas, upload
+from detserver.http.intake import STARTED, Intake
+from detserver.http.server import Server
+from detserver.preprocess import decoding as images
 from detserver.settings import Settings
 
 _DESCRIPTION = """\

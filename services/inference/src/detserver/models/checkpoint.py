@@ -18,10 +18,10 @@ from effdet.anchors import Anchors
 from effdet.config import get_efficientdet_config, get_fpn_config
 from safetensors.torch import load_file
 
-from detserver import configuration
-from detserver.configuration import ARCHITECTURES, FPN_NAMES
 from detserver.errors import WeightsRefused
-from detserver.zoo import ModelSpec, create_model
+from detserver.models import configuration
+from detserver.models.configuration import ARCHITECTURES, FPN_NAMES
+from detserver.models.model_sets import ModelSpec, create_model
 
 StateDict = dict[str, torch.Tensor]
 

@@ -8,15 +8,15 @@ from detbench.atomic import write_atomically
 from detbench.client import ImplementationStatus, ServerClient
 from detbench.errors import DetbenchError, ServerError
 from detbench.load.measure import LoadRequest, run_driver, warnings_of
-from detbench.pushgateway import push_runs
+from detbench.measure.progress import SweepProgress
+from detbench.measure.pushgateway import push_runs
+from detbench.measure.selection import left_out, select_implementations
+from detbench.measure.server_process import ServerProcess
+from detbench.measure.session import Session, Subject, environment_of, info_of, unload_all, vram_of
 from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.results import ImplementationInfo, Load, Run, Settings, Sweep
-from detbench.selection import left_out, select_implementations
-from detbench.server_process import ServerProcess
-from detbench.session import Session, Subject, environment_of, info_of, unload_all, vram_of
-from detbench.sweep_progress import SweepProgress
 
 
 @dataclass(frozen=True)

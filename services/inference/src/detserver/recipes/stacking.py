@@ -5,11 +5,11 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from effdet.efficientdet import EfficientDet
 
-from detserver.configuration import of_network
-from detserver.network import Forward, Inputs
+from detserver.models.configuration import of_network
+from detserver.models.model_sets import ModelSet
 from detserver.postprocess import RawOutput
 from detserver.preprocess import InputConfig
-from detserver.zoo import ModelSet
+from detserver.recipes.network import Forward, Inputs
 
 Stack = Callable[[torch.Tensor], Sequence[RawOutput]]
 """Raw outputs of every member, from pixels (B, 3, height, width)."""

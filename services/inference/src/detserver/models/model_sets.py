@@ -6,7 +6,7 @@ num_classes = 7
 weights = "fish.pth"                  # optional; looked for beside this file, then in <data_dir>/weights
 name = "fish"                         # optional; what the answers call it
 image_size = [512, 768]               # optional, as all keys of effdet's configuration that the checkpoint was trained
-anchor_scale = 3.0                    # with and the architecture has otherwise (`detserver.configuration`)
+anchor_scale = 3.0                    # with and the architecture has otherwise (`detserver.models.configuration`)
 """
 
 import functools
@@ -23,9 +23,9 @@ from effdet.anchors import Anchors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from detserver import configuration
-from detserver.configuration import ARCHITECTURES, Overrides, OverridesEntry
 from detserver.errors import BadConfiguration, UnknownModelSet
+from detserver.models import configuration
+from detserver.models.configuration import ARCHITECTURES, Overrides, OverridesEntry
 from detserver.preprocess import InputConfig
 
 
@@ -37,7 +37,7 @@ class ModelSpec:
         name: unique in its set; what answers, metrics and reports call it.
         architecture: effdet's name.
         num_classes: of its head; labels are 1..num_classes.
-        weights_file: the user's own weights; None looks for the usual ones (`detserver.weights`).
+        weights_file: the user's own weights; None looks for the usual ones (`detserver.models.weights`).
         seed_offset: added to the seed of the random weights. Members of one architecture differ by it, and each
             built-in model has one with which `tests/test_calibrate.py` passes.
         overrides: what of effdet's configuration is not the architecture's own.

@@ -8,7 +8,7 @@ by side, one rule per module type; a type without a rule is an error that names 
     raw_outputs = network(pixels)
 """
 
-from detserver.grouping.network import GroupedEfficientDet
-from detserver.grouping.rules import group
+from detserver.recipes.grouping.network import GroupedEfficientDet
+from detserver.recipes.grouping.rules import group
 
 __all__ = ["GroupedEfficientDet", "group"]

@@ -8,12 +8,12 @@ from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.folding import fold_batch_norm
-from detserver.grouping import convolution, fusion  # noqa: F401 (they register their rules)
-from detserver.grouping.convolution import group_shared_input, pointwise_as_products
-from detserver.grouping.heads import classes_of, cut_classes, pad_class_heads
-from detserver.grouping.rules import group, group_children
 from detserver.postprocess import RawOutput
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.grouping import convolution, fusion  # noqa: F401 (they register their rules)
+from detserver.recipes.grouping.convolution import group_shared_input, pointwise_as_products
+from detserver.recipes.grouping.heads import classes_of, cut_classes, pad_class_heads
+from detserver.recipes.grouping.rules import group, group_children
 
 
 class GroupedEfficientDet(nn.Module):

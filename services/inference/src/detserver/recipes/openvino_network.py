@@ -16,12 +16,12 @@ import torch
 from effdet.efficientdet import EfficientDet
 from torch import nn
 
-from detserver.folding import fold_batch_norm
-from detserver.plane_mean import with_accurate_means
+from detserver.models.model_sets import ModelSet, ModelSpec
+from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
 from detserver.preprocess import InputConfig
-from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet, ModelSpec
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.plane_mean import with_accurate_means
 
 log = logging.getLogger(__name__)
 

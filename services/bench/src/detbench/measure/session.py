@@ -9,14 +9,14 @@ from pathlib import Path
 from detbench.client import Health, ImplementationStatus, Loaded, ServerClient
 from detbench.datasets import Dataset
 from detbench.errors import DetbenchError, ReferenceMismatch, ServerError
-from detbench.pushgateway import push_comparisons
+from detbench.measure.progress import SweepProgress, loading
+from detbench.measure.pushgateway import push_comparisons
+from detbench.measure.revision import git_revision
+from detbench.measure.server_process import ServerProcess
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
 from detbench.results import BASELINE, Comparison, Environment, ImplementationInfo, Vram
-from detbench.revision import git_revision
-from detbench.server_process import ServerProcess
-from detbench.sweep_progress import SweepProgress, loading
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from detserver import __version__
-from detserver.cpus import usable_cpus
+from detserver.machine.cpus import usable_cpus
 
 _PACKAGES = ("torch", "torchvision", "effdet", "timm", "fastapi", "uvicorn", "numpy", "pillow")
 

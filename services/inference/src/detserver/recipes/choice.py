@@ -17,16 +17,16 @@ import torch
 from effdet.efficientdet import EfficientDet
 from torch import nn
 
-from detserver import compiling
-from detserver.compiling import CompiledInTime
-from detserver.configuration import input_config
-from detserver.folding import fold_batch_norm
-from detserver.grouping import GroupedEfficientDet
-from detserver.machine import describe
-from detserver.network import Forward, NetworkImpl, one_after_the_other
-from detserver.profiling import median_seconds
-from detserver.stacking import stacked_forward
-from detserver.zoo import ModelSet
+from detserver.engine.profiling import median_seconds
+from detserver.machine.description import describe
+from detserver.models.configuration import input_config
+from detserver.models.model_sets import ModelSet
+from detserver.recipes import compiling
+from detserver.recipes.compiling import CompiledInTime
+from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.grouping import GroupedEfficientDet
+from detserver.recipes.network import Forward, NetworkImpl, one_after_the_other
+from detserver.recipes.stacking import stacked_forward
 
 log = logging.getLogger(__name__)
 

@@ -11,22 +11,25 @@ import torch
 from pydantic_core import to_json
 from starlette.requests import Request
 
-from detserver import compiling, images, kernels, schemas
-from detserver.cpus import usable_cpus
-from detserver.device import usable_device
-from detserver.engine import Answer, Engine
+from detserver.engine import kernels
+from detserver.engine.engine import Answer, Engine
 from detserver.errors import BadConfiguration, CannotRun, ClientGone, DetserverError, NotReady
+from detserver.http import schemas
+from detserver.http.stages import Stages
+from detserver.http.telemetry import Telemetry
+from detserver.http.upload import read_image
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl
-from detserver.machine import describe
+from detserver.machine.cpus import usable_cpus
+from detserver.machine.description import describe
+from detserver.machine.device import usable_device
+from detserver.machine.vram import VramMonitor
+from detserver.models.model_sets import ModelSet, Zoo
+from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage, prepare
+from detserver.preprocess import decoding as images
+from detserver.recipes import compiling
 from detserver.settings import Settings
-from detserver.stages import Stages
-from detserver.telemetry import Telemetry
-from detserver.upload import read_image
-from detserver.vram import VramMonitor
-from detserver.weights import WeightsStore
-from detserver.zoo import ModelSet, Zoo
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Admission, batching, and the one thread that uses the device."""

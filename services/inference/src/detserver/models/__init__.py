@@ -1,0 +1,1 @@
+"""Model sets, their configurations, and where their weights come from."""

@@ -1,0 +1,1 @@
+"""Recipes: which techniques make a set of networks fast, one field each."""
