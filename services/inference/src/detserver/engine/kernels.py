@@ -75,6 +75,9 @@ def main(implementation: str, model_set: str) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     settings = Settings(**json.load(sys.stdin))
     # They need torch, and take seconds to import: the process that only starts this one has them for other reasons.
+    from detserver import lean_imports
+
+    lean_imports.install()
     from detserver.engine.engine import failures
     from detserver.engine.profiling import count_kernels
     from detserver.http.server import Server
