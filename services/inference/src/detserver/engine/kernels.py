@@ -78,8 +78,8 @@ def main(implementation: str, model_set: str) -> int:
     from detserver import lean_imports
 
     lean_imports.install()
-    from detserver.engine.engine import failures
     from detserver.engine.profiling import count_kernels
+    from detserver.engine.work import failures
     from detserver.http.server import Server
     from detserver.machine.device import use_ieee_float32
 
