@@ -11,13 +11,13 @@ from PIL import Image
 
 from detserver.implementations import Registry
 from detserver.implementations.base import DetectionOutput
-from detserver.implementations.folded import Folded
 from detserver.models.model_sets import ModelSet, read_model_sets
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import PostProcessor
 from detserver.preprocess import PreparedImage, prepare
-from detserver.recipes import stacking
-from detserver.recipes.cuda_graph import StaticBatch
+from detserver.recipes.build import why_not
+from detserver.recipes.recipe import Recipe
+from detserver.recipes.stacks import groups
 
 # In one process, so that the models are made once.
 pytestmark = pytest.mark.xdist_group("configured")
@@ -107,10 +107,11 @@ def answers(
 
 
 def test_what_has_equal_networks_and_inputs_stacks(model_set: ModelSet):
-    assert stacking.members(model_set) == [[0, 1], [2], [3], [4]]
-    assert stacking.unsupported_reason(model_set) is None
+    assert [len(group) for group in groups(model_set.models)] == [2, 1, 1, 1]
+    grouped = Recipe(fold=True, stack="grouped", postprocess="batched")
+    assert why_not(grouped, model_set=model_set) is None
     alone = ModelSet("alone", model_set.models[1:4])
-    assert "equal inputs" in str(stacking.unsupported_reason(alone))
+    assert "equal inputs" in str(why_not(grouped, model_set=alone))
     assert len(model_set.inputs) == 3, "a, b and other_network share one"
     assert len({spec.identity for spec in model_set.models}) == 5, "files of one are not another's"
 
@@ -143,13 +144,6 @@ def test_every_implementation_gives_baselines_answers(name: str, store: WeightsS
             assert mine.labels[:count].tolist() == own.labels[:count].tolist()
             np.testing.assert_allclose(mine.scores[:count], own.scores[:count], rtol=0, atol=1e-3)
             np.testing.assert_allclose(mine.boxes[:count], own.boxes[:count], rtol=0, atol=0.05)
-
-
-@torch.inference_mode()
-def test_static_buffers_give_the_same_rows(store: WeightsStore, model_set: ModelSet, images: list[PreparedImage]):
-    folded = Folded(model_set, store, torch.device("cpu"))
-    folded.load()
-    assert torch.equal(StaticBatch(folded, images).run(images), folded.detect(images))
 
 
 def test_anchors_are_those_of_the_model(model_set: ModelSet):

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from detserver.engine.engine import Answer, Engine
-from detserver.engine.engine import engine as engine_module
+from detserver.engine import engine as engine_module
+from detserver.engine import loaded as loaded_module
+from detserver.engine.engine import Engine
+from detserver.engine.work import Answer
 from detserver.errors import CannotRun, DeviceFailed, InferenceFailed, NotReady, OutOfMemory, QueueFull
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl, DetectionOutput
@@ -263,9 +265,9 @@ def test_what_is_shared_is_made_before_the_clock_of_a_load_starts(
     engine: Engine, store: WeightsStore, monkeypatch: pytest.MonkeyPatch
 ):
     clock = Clock()
-    monkeypatch.setattr(engine_module, "time", clock)
-    monkeypatch.setattr(engine, "_weights", store)
-    monkeypatch.setattr(engine_module, "use_libraries", lambda _: setattr(clock, "now", clock.now + 1000))
+    monkeypatch.setattr(loaded_module, "time", clock)
+    monkeypatch.setattr(engine._loaded, "_weights", store)
+    monkeypatch.setattr(loaded_module, "use_libraries", lambda _: setattr(clock, "now", clock.now + 1000))
     monkeypatch.setattr(store, "get", lambda _: setattr(clock, "now", clock.now + 100))
 
     class First(Batching):

@@ -208,6 +208,8 @@ class Engine:
             self._loaded.unload_all()
 
     def _serve(self, first: Request) -> None:
+        if first.future.cancelled():
+            return
         batch = [first]
         try:
             built = self._loaded.get(first.implementation, first.model_set)

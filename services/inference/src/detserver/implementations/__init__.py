@@ -39,8 +39,9 @@ class Registry:
 
     @property
     def all(self) -> Mapping[str, type[BaseModelImpl]]:
-        """Name to class: the rows of the table in its order, then the others in the order of their names."""
-        return MappingProxyType(self._found)
+        """Name to class: `baseline` and `invalid`, the other rows of the table in its order, then the rest by name."""
+        first = [name for name in ("baseline", "invalid") if name in self._found]
+        return MappingProxyType({name: self._found[name] for name in dict.fromkeys((*first, *self._found))})
 
     def get(self, name: str) -> type[BaseModelImpl]:
         """The implementation called `name`.

@@ -7,9 +7,9 @@ import torch
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
-from detserver.recipes import compiling
 from detserver.recipes.openvino_network import _openvino
 from detserver.recipes.plane_mean import mean_of_means, with_accurate_means
+from detserver.recipes.techniques import compile as compilation
 
 # Three levels of windows, each a sum of 64 numbers at most. A running sum of all is wrong by 1e-6 and more (measured).
 ACCURATE = 2**-24 * 8
@@ -46,7 +46,7 @@ def test_openvino_keeps_it_accurate():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(compiling.unavailable_reason(torch.device("cpu")) is not None, reason="there is no C++ compiler")
+@pytest.mark.skipif(compilation.unavailable_reason(torch.device("cpu")) is not None, reason="there is no C++ compiler")
 def test_inductor_keeps_it_accurate():
     found = torch.compile(Mean(), dynamic=False)(plane(384, 384))
     assert error(found, plane(384, 384)) < ACCURATE

@@ -2,14 +2,20 @@
 
 import pytest
 import torch
+from same_answers import assert_raw_close
 from torch import nn
 
 from detserver.errors import CannotRun
 from detserver.models.model_sets import BUILT_IN
 from detserver.models.weights import WeightsStore
-from detserver.recipes.folding import fold_batch_norm
+from detserver.recipes.recipe import Recipe
+from detserver.recipes.techniques.fold import fold_batch_norm
 
 D0 = BUILT_IN[0].models[0]
+
+
+def test_it_gives_baselines_answers(has_parity):
+    has_parity(Recipe(fold=True))
 
 
 @torch.inference_mode()
@@ -18,9 +24,7 @@ def test_no_batch_norm_is_left_and_the_outputs_are_the_same(store: WeightsStore)
     expected = store.model(D0)(pixels)
     folded = fold_batch_norm(store.model(D0))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    for ours, theirs in zip(folded(pixels), expected, strict=True):
-        for level, reference in zip(ours, theirs, strict=True):
-            assert (level - reference).abs().max() < 1e-4 * reference.abs().max()
+    assert_raw_close([folded(pixels)], [expected])
 
 
 def test_a_batch_norm_that_no_rule_knows_is_named(store: WeightsStore):

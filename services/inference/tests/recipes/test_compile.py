@@ -1,0 +1,70 @@
+"""torch.compile."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from detserver.implementations import Registry
+from detserver.models.scenes import photograph
+from detserver.preprocess import prepare
+from detserver.recipes.build import why_not
+from detserver.recipes.recipe import Recipe
+from detserver.recipes.techniques import compile as compilation
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+COMPILED = Recipe(postprocess="batched", fold=True, layout="channels_last", compile="default")
+
+needs_a_compiler = pytest.mark.skipif(compilation.unavailable_reason(CPU) is not None, reason="no C++ compiler")
+
+
+def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compilation.shutil, "which", lambda _: None)
+    assert "neither g++ nor clang++ is installed" in str(why_not(COMPILED, CPU))
+
+
+def test_switched_off_no_implementation_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setattr(compilation, "_switched_off", False)
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compilation, "find_spec", lambda name: name)
+    registry = Registry()
+    assert registry.get("fastest").compiles(GPU)
+    compilation.configure(tmp_path, 1, allowed=False)
+    for name in ("compiled", "reduce-overhead"):
+        assert "DETSERVER_COMPILE=false" in str(registry.get(name).unavailable_reason(GPU))
+    assert not registry.get("fastest").compiles(GPU)
+    assert registry.get("fastest").unavailable_reason(GPU) is None
+
+
+def test_graphs_of_its_own_need_a_gpu_and_no_other_graph(monkeypatch: pytest.MonkeyPatch):
+    own = Recipe(postprocess="batched", compile="reduce-overhead")
+    assert "need an NVIDIA GPU" in str(why_not(own, CPU))
+    captured = Recipe(postprocess="batched", compile="reduce-overhead", graph=True)
+    assert "cannot be captured again" in str(why_not(captured, GPU))
+
+
+@needs_a_compiler
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_gives_baselines_answers_and_nothing_is_kept_after_unloading(build, has_parity):
+    has_parity(COMPILED)
+    gc.collect()
+    before = {id(each) for each in _parameters()}
+    built = build(COMPILED)
+    built.warm_up(_example(built), [1])
+    assert built.compile_s is not None
+    assert built.compile_s > 1
+    parameters = [weakref.ref(each) for each in _parameters() if id(each) not in before]
+    assert parameters
+    del built
+    gc.collect()
+    assert not any(parameter() is not None for parameter in parameters)
+
+
+def _example(built):
+    return prepare(photograph(), built._plan.model_set.inputs)
+
+
+def _parameters() -> list[torch.nn.Parameter]:
+    return [each for each in gc.get_objects() if type(each) is torch.nn.Parameter]
