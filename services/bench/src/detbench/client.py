@@ -59,8 +59,9 @@ class Inference(Response):
 class ImplementationStatus(Response):
     """One entry of `GET /implementations`.
 
-    `technique` is what it adds to its predecessor in the ablation; `compiles` says that its first load on a machine
-    takes minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
+    `recipe` is its value of each technique, None where it is no recipe; `technique` what it adds, empty where it is no
+    row of the ablation, to the implementation named `adds_to`; `compiles` says that its first load on a machine takes
+    minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
     """
 
     name: str
@@ -70,7 +71,9 @@ class ImplementationStatus(Response):
     model_sets: list[str]
     loaded: list[str]
     unavailable: str | None = None
+    recipe: dict[str, str | bool] | None = None
     technique: str = ""
+    adds_to: str | None = None
     compiles: bool = False
     unsupported: dict[str, str] = {}
 
@@ -107,20 +110,30 @@ class Health(Response):
 
 
 class VramStatus(Response):
-    """The answer of `GET /vram`, in MB (10^6 bytes); None where there is no GPU."""
+    """The answer of `GET /vram`, in MB (10^6 bytes); None where it does not apply. Peaks are since the last reset.
+
+    `allocated` and `reserved` are torch's, `process` is the server process's GPU memory by NVML, `device` every
+    process's, `resident` the server process's own memory.
+    """
 
     device: str
-    allocated_mb: float | None
-    reserved_mb: float | None
-    peak_mb: float | None
-    device_used_mb: float | None
-    device_total_mb: float | None
+    allocated_mb: float | None = None
+    reserved_mb: float | None = None
+    allocated_peak_mb: float | None = None
+    reserved_peak_mb: float | None = None
+    process_mb: float | None = None
+    process_peak_mb: float | None = None
+    device_used_mb: float | None = None
+    device_total_mb: float | None = None
+    resident_mb: float | None = None
+    resident_peak_mb: float | None = None
 
 
 class Loaded(Response):
     """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
 
-    `remark` is what really runs, as far as the name leaves it open.
+    `remark` is what really runs, as far as the name leaves it open; `first` whether this load made what later ones
+    find on disk, so that a new server loads faster and in less memory.
     """
 
     implementation: str
@@ -128,6 +141,7 @@ class Loaded(Response):
     load_s: float
     compile_s: float | None = None
     remark: str = ""
+    first: bool = False
 
 
 class Kernels(Response):
@@ -193,11 +207,11 @@ class ServerClient:
         return ModelSetStatus.model_validate(self._call("GET", f"/model-sets/{name}"))
 
     def vram(self) -> VramStatus:
-        """GPU memory now, and its peak since the last reset."""
+        """Memory of the server now, and its peaks since the last reset."""
         return VramStatus.model_validate(self._call("GET", "/vram"))
 
-    def reset_vram_peak(self) -> None:
-        """Start a new peak."""
+    def reset_peaks(self) -> None:
+        """Let every peak of `vram` begin anew."""
         self._call("POST", "/vram/reset")
 
     def load(self, implementation: str, model_set: str) -> Loaded:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from detbench.report.rows import Row
-from detbench.results import BASELINE
+from detbench.results import BASELINE, Memory
 
 
 def answer(rows: Sequence[Row]) -> str:
@@ -21,7 +21,18 @@ def answer(rows: Sequence[Row]) -> str:
     fastest = f"{row.run.implementation} is fastest: {rps:.3g} images per second with {users}, and it {checked}"
     if row.speedup is not None and row.run.implementation != BASELINE:
         fastest += f"; {row.speedup:.2f} times baseline"
+    fastest += memory_clause(row.run.memory)
     return f"{fastest}{_others([each for each in measured if each[0] > rps], '. ')}."
+
+
+def memory_clause(memory: Memory | None) -> str:
+    """What it costs in memory, as the end of a sentence; empty where that is not known."""
+    if memory is None or memory.peak_mb is None:
+        return ""
+    above = memory.above_empty_mb
+    return f", with {memory.peak_mb:,.0f} MB at its peak" + (
+        f", {above:,.0f} MB above an empty server" if above is not None else ""
+    )
 
 
 def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:
