@@ -1,4 +1,4 @@
-"""The sweep: implementations x numbers of users, each implementation alone in a server; every result on disk at once."""
+"""The sweep: implementations x numbers of users, each implementation alone in a server; each run is on disk at once."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

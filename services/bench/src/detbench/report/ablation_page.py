@@ -41,8 +41,8 @@ def _answer(ablation: Ablation) -> str:
         return "Nothing was measured whose answers are right."
     step, timing = min(right, key=lambda row: row[1].median_ms)
     name = step.implementation.name
-    claims = "exact step" if step.comparison else "step that claims to be exact (it was not compared)"
-    answer = f"{name} is the fastest {claims}: {duration(timing.median_ms)} ms for {_images(size)}"
+    claims = "exact row" if step.comparison else "row that claims to be exact (it was not compared)"
+    answer = f"The fastest {claims} is {name}: {duration(timing.median_ms)} ms for {_images(size)}"
     gain = timing.gain
     if gain is not None and gain.speedup is not None and name != BASELINE:
         answer += f", {gain.speedup:.2f} times baseline"

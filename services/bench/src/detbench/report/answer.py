@@ -16,13 +16,15 @@ def answer(rows: Sequence[Row]) -> str:
     if not right:
         return f"Nothing was measured whose answers are right{_others(measured, ': ')}."
     rps, row = max(right, key=lambda each: each[0])
-    checked = "gives the reference's answers" if row.comparison else "was not compared with the reference"
     users = "1 user" if row.run.users == 1 else f"{row.run.users} users"
-    fastest = f"{row.run.implementation} is fastest: {rps:.3g} images per second with {users}, and it {checked}"
-    if row.speedup is not None and row.run.implementation != BASELINE:
-        fastest += f"; {row.speedup:.2f} times baseline"
-    fastest += memory_clause(row.run.memory)
-    return f"{fastest}{_others([each for each in measured if each[0] > rps], '. ')}."
+    speedup = row.speedup if row.run.implementation != BASELINE else None
+    most = (
+        f"{row.run.implementation} serves the most: {rps:.3g} images per second with {users}"
+        + (f", {speedup:.2f} times baseline" if speedup is not None else "")
+        + memory_clause(row.run.memory)
+    )
+    checked = "It gives the reference's answers" if row.comparison else "It was not compared with the reference"
+    return f"{most}. {checked}{_others([each for each in measured if each[0] > rps], '. ')}."
 
 
 def memory_clause(memory: Memory | None) -> str:
