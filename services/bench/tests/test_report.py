@@ -93,8 +93,8 @@ def test_what_was_not_compared_and_claims_nothing_is_never_the_fastest(detbench,
     page = Page(reported(folder, sweep(implementations=infos, comparisons=[])))
     said = (
         "fastest serves the most: 2.1 images per second with 1 user, 3.00 times baseline, with 1,234 MB at its peak, "
-        "345 MB above an empty server. It was not compared with the reference. invalid does 120, but does not claim the reference's answers and was not compared: add "
-        "--compare-outputs."
+        "345 MB above an empty server. It was not compared with the reference. invalid does 120, but does not claim "
+        "the reference's answers and was not compared: add --compare-outputs."
     )
     assert detbench("report") == 0
     for text in (page.text, (folder / "results.md").read_text(), capsys.readouterr().out):
