@@ -20,7 +20,8 @@ from detbench.measure.server_process import ServerProcess
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
-from detbench.results import Comparison, ModelWeights
+from detbench.results import Comparison
+from detbench.schemas import ModelWeights
 
 MODEL = "tf_efficientdet_d0"
 

@@ -12,7 +12,6 @@ from PIL import ExifTags, Image
 from rich.console import Console
 from test_datasets import TESTDATA
 
-from detbench.client import ModelDetections
 from detbench.errors import DetbenchError
 from detbench.quality.outputs import ImageOutput, write_outputs
 from detbench.report import read_sweep, write_reports
@@ -28,12 +27,12 @@ from detbench.results import (
     Latency,
     Load,
     MeasurementWarning,
-    ModelWeights,
     Run,
     Settings,
     Sweep,
     Vram,
 )
+from detbench.schemas import ModelDetections, ModelWeights
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 MODELS = ("tf_efficientdet_d0", "tf_efficientdet_d1")

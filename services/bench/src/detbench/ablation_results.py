@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from detbench.results import Comparison, Environment, ImplementationInfo, ModelWeights, Record, Vram
+from detbench.results import Comparison, Environment, ImplementationInfo, Record, Vram
+from detbench.schemas import ModelWeights
 
 
 class Gain(Record):

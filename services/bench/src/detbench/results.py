@@ -4,36 +4,20 @@ Times are seconds and sizes bytes, unless a name says otherwise: `_ms` and `_mb`
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from detbench.schemas import ModelWeights
+
 # The implementation that references are made with, and speed-ups are relative to.
 BASELINE = "baseline"
-
-WeightsSource = Literal["pretrained", "local", "random"]
 
 
 class Record(BaseModel):
     """A frozen record; unknown fields are an error, so that a typo cannot lose a measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelWeights(Record):
-    """One detector of a model set and where its weights come from."""
-
-    model_name: str
-    architecture: str = Field(description="effdet's name of the architecture, e.g. tf_efficientdet_d0")
-    num_classes: int
-    image_size: tuple[int, int] = Field(description="height and width of the network input, pixels")
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-    fill_color: tuple[int, int, int]
-    configuration: dict[str, Any] = Field(description="effdet's keys that are not the architecture's own")
-    source: WeightsSource
-    fingerprint: str = Field(description="SHA-256 of names and values of all parameters and buffers, hex")
 
 
 class Environment(Record):

@@ -9,13 +9,14 @@ import numpy as np
 
 from detbench.ablation_results import Ablation, AblationSettings, Step, Timing
 from detbench.atomic import write_atomically
-from detbench.client import ImplementationStatus, ServerClient
+from detbench.client import ServerClient
 from detbench.errors import ServerError
 from detbench.measure.attribution import attributed
 from detbench.measure.progress import SweepProgress
 from detbench.measure.server_process import ServerProcess
 from detbench.measure.session import Session, Subject, environment_of, info_of, vram_of
 from detbench.quality.reference import Reference
+from detbench.schemas import ImplementationStatus
 
 # The chain: each on top of those before it, but for `fused`, which need not build on `compiled`.
 CHAIN = {
