@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_datasets import TESTDATA
+from test_folders import TESTDATA
 
 from detbench.errors import DatasetError
 from detbench.quality.coco_map import Annotations

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from rich.console import Console
-from test_datasets import TESTDATA
+from test_folders import TESTDATA
 
 from detbench.errors import DetbenchError
 from detbench.quality.outputs import ImageOutput, write_outputs
