@@ -67,11 +67,11 @@ class ServerClient:
         return ModelSetStatus.model_validate(self._call("GET", f"/model-sets/{name}"))
 
     def vram(self) -> VramStatus:
-        """GPU memory now, and its peak since the last reset."""
+        """Memory of the server now, and its peaks since the last reset."""
         return VramStatus.model_validate(self._call("GET", "/vram"))
 
-    def reset_vram_peak(self) -> None:
-        """Start a new peak."""
+    def reset_peaks(self) -> None:
+        """Let every peak of `vram` begin anew."""
         self._call("POST", "/vram/reset")
 
     def load(self, implementation: str, model_set: str) -> Loaded:

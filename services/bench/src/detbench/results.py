@@ -44,7 +44,9 @@ class Settings(Record):
     warmup_requests: int
     dataset: str
     images: int
-    host: str
+    host: str | None = Field(
+        description="base URL of the server that measured all; None: each implementation had a server of its own"
+    )
     server: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict, description="the server's own settings, as it reports them"
     )
@@ -75,13 +77,41 @@ class Load(Record):
     generator_cpu_percent: float = Field(description="CPU of the load generator's process; 100 is one core")
 
 
-class Vram(Record):
-    """GPU memory after a run with one implementation loaded, in MB (10^6 bytes); None where there is no GPU."""
+class Memory(Record):
+    """Memory of a server with one implementation loaded, in MB (10^6 bytes); peaks are those of the measurement alone.
 
-    allocated_mb: float | None
-    reserved_mb: float | None
-    peak_mb: float | None
-    device_used_mb: float | None
+    None where it does not apply: without a GPU all but `resident` and `empty_mb`.
+    """
+
+    allocated_mb: float | None = Field(description="GPU memory of torch's tensors")
+    reserved_mb: float | None = Field(description="GPU memory that torch's allocator holds")
+    allocated_peak_mb: float | None
+    reserved_peak_mb: float | None
+    process_mb: float | None = Field(description="GPU memory of the server's process, by NVML")
+    process_peak_mb: float | None
+    device_used_mb: float | None = Field(description="GPU memory of all processes on the device, by NVML")
+    device_total_mb: float | None
+    resident_mb: float | None = Field(description="resident memory of the server's process")
+    resident_peak_mb: float | None
+    empty_mb: float | None = Field(
+        description="what the same process took of what `peak_mb` is of before anything was loaded; None where the "
+        "server was not started for this implementation"
+    )
+
+    @property
+    def peak_mb(self) -> float | None:
+        """What a report calls the memory peak: the process's on its device, or torch's where NVML is silent."""
+        return _first(self.process_peak_mb, self.reserved_peak_mb, self.resident_peak_mb)
+
+    @property
+    def now_mb(self) -> float | None:
+        """What `peak_mb` is the peak of."""
+        return _first(self.process_mb, self.reserved_mb, self.resident_mb)
+
+    @property
+    def above_empty_mb(self) -> float | None:
+        """The part of the peak that the empty server did not take."""
+        return None if self.peak_mb is None or self.empty_mb is None else self.peak_mb - self.empty_mb
 
 
 class MeasurementWarning(Record):
@@ -104,7 +134,7 @@ class Run(Record):
     started: datetime | None = None
     ended: datetime | None = None
     load: Load | None = None
-    vram: Vram | None = None
+    memory: Memory | None = None
 
 
 class ErrorFigures(Record):
@@ -178,8 +208,18 @@ class ImplementationInfo(Record):
     description: str
     exact: bool
     precision: str
-    load_s: float | None = None
-    compile_s: float | None = Field(default=None, description="part of load_s that torch.compile or the like took")
+    recipe: dict[str, str | bool] | None = Field(
+        default=None, description="its value of each technique; None: it is no recipe"
+    )
+    remark: str = Field(default="", description="what really runs, as far as the name leaves it open")
+    load_s: float | None = Field(default=None, description="of the load that was measured")
+    first_load_s: float | None = Field(
+        default=None,
+        description="of the load that made what later ones find on disk; None where an earlier run had made it",
+    )
+    compile_s: float | None = Field(
+        default=None, description="part that torch.compile or the like took: of first_load_s, and where None of load_s"
+    )
     kernels_per_request: int | None = Field(
         default=None,
         description="GPU kernels that one request of one image launches; without a GPU torch's operators at the leaves",
@@ -189,7 +229,7 @@ class ImplementationInfo(Record):
 class Sweep(Record):
     """Everything that one `detbench run` measured."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     started: datetime
     ended: datetime | None = Field(default=None, description="None while it runs, and for ever when it was killed")
     settings: Settings
@@ -203,3 +243,7 @@ class Sweep(Record):
     def comparison(self, implementation: str) -> Comparison | None:
         """The comparison of `implementation`, or None where it was not compared."""
         return next((c for c in self.comparisons if c.implementation == implementation), None)
+
+
+def _first(*figures: float | None) -> float | None:
+    return next((figure for figure in figures if figure is not None), None)

@@ -51,8 +51,9 @@ class Inference(Response):
 class ImplementationStatus(Response):
     """One entry of `GET /implementations`.
 
-    `technique` is what it adds to its predecessor in the ablation; `compiles` says that its first load on a machine
-    takes minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
+    `recipe` is its value of each technique, None where it is no recipe; `technique` what it adds, empty where it is no
+    row of the ablation, to the implementation named `adds_to`; `compiles` says that its first load on a machine takes
+    minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
     """
 
     name: str
@@ -62,7 +63,9 @@ class ImplementationStatus(Response):
     model_sets: list[str]
     loaded: list[str]
     unavailable: str | None = None
+    recipe: dict[str, str | bool] | None = None
     technique: str = ""
+    adds_to: str | None = None
     compiles: bool = False
     unsupported: dict[str, str] = {}
 
@@ -115,20 +118,30 @@ class Health(Response):
 
 
 class VramStatus(Response):
-    """The answer of `GET /vram`, in MB (10^6 bytes); None where there is no GPU."""
+    """The answer of `GET /vram`, in MB (10^6 bytes); None where it does not apply. Peaks are since the last reset.
+
+    `allocated` and `reserved` are torch's, `process` is the server process's GPU memory by NVML, `device` every
+    process's, `resident` the server process's own memory.
+    """
 
     device: str
-    allocated_mb: float | None
-    reserved_mb: float | None
-    peak_mb: float | None
-    device_used_mb: float | None
-    device_total_mb: float | None
+    allocated_mb: float | None = None
+    reserved_mb: float | None = None
+    allocated_peak_mb: float | None = None
+    reserved_peak_mb: float | None = None
+    process_mb: float | None = None
+    process_peak_mb: float | None = None
+    device_used_mb: float | None = None
+    device_total_mb: float | None = None
+    resident_mb: float | None = None
+    resident_peak_mb: float | None = None
 
 
 class Loaded(Response):
     """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
 
-    `remark` is what really runs, as far as the name leaves it open.
+    `remark` is what really runs, as far as the name leaves it open; `first` whether this load made what later ones
+    find on disk, so that a new server loads faster and in less memory.
     """
 
     implementation: str
@@ -136,6 +149,7 @@ class Loaded(Response):
     load_s: float
     compile_s: float | None = None
     remark: str = ""
+    first: bool = False
 
 
 class Kernels(Response):

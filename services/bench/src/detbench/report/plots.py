@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from detbench.quality.compare import BOXES_MSE_LIMIT
 from detbench.report.rows import Row
-from detbench.results import Comparison, Run
+from detbench.results import Comparison, Memory, Run
 
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -26,6 +26,7 @@ _STAGE_COLOURS = {
     "postprocess": "#e69f00",
     "serialise": "#d55e00",
 }
+_GREY = "#c8c8c8"
 # A ratio from which bars on a linear axis cannot be read.
 _WIDE = 20.0
 # Text stays text, and what is black here has the page's text colour by its style.css.
@@ -118,26 +119,27 @@ class Plots:
 
         return self._draw("Share of each stage in the server's time", self._height() + 0.5, draw)
 
-    def vram(self) -> str | None:
-        """Peak GPU memory per implementation; None without a GPU."""
-        peaks: dict[str, float] = {}
+    def memory(self) -> str:
+        """Highest memory peak of each implementation, and the part of it that an empty server takes in grey."""
+        found: dict[str, Memory] = {}
         for row in self._rows:
-            if row.run.vram and row.run.vram.peak_mb is not None:
-                name = row.run.implementation
-                peaks[name] = max(peaks.get(name, 0.0), row.run.vram.peak_mb)
-        if not peaks:
-            return None
+            if row.run.memory and row.run.memory.peak_mb is not None:
+                before = found.setdefault(row.run.implementation, row.run.memory)
+                found[row.run.implementation] = max(before, row.run.memory, key=lambda each: each.peak_mb or 0.0)
 
         def draw(axes: Axes) -> None:
-            for place, (name, peak) in enumerate(peaks.items()):
+            for place, (name, memory) in enumerate(found.items()):
+                peak = memory.peak_mb or 0.0
                 self._bar(axes, place, name, peak)
+                if memory.empty_mb:
+                    axes.barh(place, memory.empty_mb, color=_GREY, edgecolor="white", height=0.6)
                 axes.annotate(f" {peak:,.0f}", (peak, place), va="center")
-            axes.set_yticks(range(len(peaks)), [self._label(name) for name in peaks])
+            axes.set_yticks(range(len(found)), [self._label(name) for name in found])
             axes.invert_yaxis()
-            axes.set_xlabel("peak VRAM (MB)")
+            axes.set_xlabel("memory peak (MB); grey: what the empty server takes")
             axes.margins(x=0.12)
 
-        return self._draw("Peak VRAM per implementation", 1.0 + 0.4 * len(peaks), draw)
+        return self._draw("Memory peak per implementation", 1.0 + 0.4 * len(found), draw) if found else ""
 
     def output_error(self) -> str | None:
         """Boxes MSE per implementation against the gate's limit; None when nothing was compared."""
