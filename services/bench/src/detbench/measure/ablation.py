@@ -12,13 +12,14 @@ import numpy as np
 
 from detbench.ablation_results import Ablation, AblationSettings, Step, Timing
 from detbench.atomic import write_atomically
-from detbench.client import ImplementationStatus, ServerClient
+from detbench.client import ServerClient
 from detbench.errors import ServerError
 from detbench.measure.attribution import attributed
 from detbench.measure.progress import SweepProgress
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of
 from detbench.quality.reference import Reference
+from detbench.schemas import ImplementationStatus
 
 CELL_S = 10.0
 _FEWEST = 5

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from detbench.client import Health, ImplementationStatus, Loaded, ServerClient
+from detbench.client import ServerClient
 from detbench.datasets import Dataset
 from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.progress import SweepProgress, loading
@@ -17,6 +17,7 @@ from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
 from detbench.results import BASELINE, Comparison, Environment, ImplementationInfo
+from detbench.schemas import Health, ImplementationStatus, Loaded
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from detbench.atomic import write_atomically
-from detbench.client import ImplementationStatus, ServerClient
+from detbench.client import ServerClient
 from detbench.errors import ServerError
 from detbench.load.measure import LoadRequest, run_driver, warnings_of
 from detbench.measure.progress import SweepProgress
@@ -17,6 +17,7 @@ from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.results import ImplementationInfo, Load, Run, Settings, Sweep
+from detbench.schemas import ImplementationStatus
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""The report's plots, as SVG elements that take text colour and font from the page around them."""
+"""The report's plots, as SVG elements that take width, and the colour of text and axes, from the page around them."""
 
 import io
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,24 +27,19 @@ _STAGE_COLOURS = {
     "serialise": "#d55e00",
 }
 _GREY = "#c8c8c8"
-# matplotlib writes this colour wherever the page's text colour is meant.
-_INK = "#123456"
 # A ratio from which bars on a linear axis cannot be read.
 _WIDE = 20.0
+# Text stays text, and what is black here has the page's text colour by its style.css.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "detbench",
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "hatch.linewidth": 0.6,
 }
+# What matplotlib would say of itself and of the day, in each plot.
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 class Plots:
@@ -62,7 +56,8 @@ class Plots:
         names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
         self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))
         self._doubts = {row.run.implementation: "not compared" for row in rows if row.unproven}
-        self._doubts |= {each.implementation: "wrong answers" for each in comparisons if not each.gate.passed}
+        said = {"tolerated": "other answers", "failed": "wrong answers"}
+        self._doubts |= {each.implementation: said[each.verdict] for each in comparisons if each.verdict in said}
         self._numbers = itertools.count()
 
     def throughput(self) -> str:
@@ -160,7 +155,7 @@ class Plots:
                 axes.annotate(text, (max(error, floor * 1.5), place), (4, 0), textcoords="offset points", va="center")
             axes.set_xscale("log")
             axes.set_xlim(floor, max(1.0, *(c.overall.boxes_mse for c in self._comparisons)) * 1e3)
-            axes.axvline(BOXES_MSE_LIMIT, color=_INK, linewidth=1, linestyle=":")
+            axes.axvline(BOXES_MSE_LIMIT, color="black", linewidth=1, linestyle=":")
             axes.annotate(" gate", (BOXES_MSE_LIMIT, 1), xycoords=("data", "axes fraction"), va="bottom")
             axes.set_yticks(range(len(self._comparisons)), [self._label(c.implementation) for c in self._comparisons])
             axes.invert_yaxis()
@@ -204,12 +199,16 @@ def svg(title: str, height: float, prefix: str, draw: Callable[[Axes], None]) ->
         prefix: of the ids within, so that one page can have several.
         draw: draws on the axes.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context({**_STYLE, "svg.id": prefix, "svg.hashsalt": prefix}):
         figure = Figure(figsize=(7.4, height), layout="constrained")
         draw(figure.subplots())
+        figure.draw_without_rendering()  # which makes the ticks, so that they are named as well
+        for number, artist in enumerate(figure.findobj()):
+            artist.set_gid(f"{prefix}-{number}")
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(out.getvalue(), title, prefix)
+        figure.savefig(out, format="svg", transparent=True, metadata={**_NO_METADATA, "Title": title})
+    document = out.getvalue()
+    return document[document.index("<svg") :]  # within a page: without the prologue of a document
 
 
 def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:
@@ -220,17 +219,3 @@ def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[floa
     set_scale("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
     axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
-
-
-def _inline(svg: str, title: str, prefix: str) -> str:
-    """An SVG document as an element: fluid, labelled, with ids of its own and the page's ink."""
-    element = svg[svg.index("<svg") :]
-    for identifier in set(re.findall(r'\bid="([^"]+)"', element)):
-        element = element.replace(f'id="{identifier}"', f'id="{prefix}-{identifier}"')
-        element = element.replace(f"#{identifier})", f"#{prefix}-{identifier})")
-        element = element.replace(f'href="#{identifier}"', f'href="#{prefix}-{identifier}"')
-    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = element.replace(_INK, "currentColor")
-    return element.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

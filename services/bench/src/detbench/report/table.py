@@ -16,7 +16,8 @@ from detbench.report.rows import (
     implementation_rows,
     rows_of,
 )
-from detbench.results import Environment, ModelWeights, Sweep
+from detbench.results import Environment, Sweep
+from detbench.schemas import ModelWeights
 
 
 def terminal_table(sweep: Sweep) -> Table:
