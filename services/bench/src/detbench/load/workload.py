@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from detbench.client import Inference, ServerClient
+from detbench.client import ServerClient
 from detbench.datasets import fetch_or_open
+from detbench.schemas import Inference
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from detbench.client import ServerClient
 from detbench.datasets import Dataset, Photo
 from detbench.errors import ReferenceMismatch
 from detbench.quality.outputs import ImageOutput, collect, read_outputs, write_outputs
-from detbench.results import BASELINE, ModelWeights, Record
+from detbench.results import BASELINE, Record
+from detbench.schemas import ModelWeights
 
 _SHOWN = 3
 

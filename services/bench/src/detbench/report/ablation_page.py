@@ -6,9 +6,11 @@ from matplotlib.axes import Axes
 
 from detbench.ablation_results import Ablation, Step
 from detbench.report.ablation import COST_COLUMNS, GAIN_COLUMNS, comparisons_of, cost_cells, gain_rows, is_doubtful
+from detbench.report.answer import memory_clause
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, Plots, svg
 from detbench.report.rows import duration, ground_truth_notes
+from detbench.results import BASELINE
 
 
 def ablation_page(ablation: Ablation) -> str:
@@ -39,17 +41,19 @@ def _answer(ablation: Ablation) -> str:
         return "Nothing was measured whose answers are right."
     step, timing = min(right, key=lambda row: row[1].median_ms)
     name = step.implementation.name
-    claims = "exact step" if step.comparison else "step that claims to be exact (it was not compared)"
-    answer = f"{name} is the fastest {claims}: {duration(timing.median_ms)} ms for {_images(size)}"
-    until = measured[: measured.index((step, timing)) + 1]
-    shares = {each.label: t.gain.share for each, t in until if t.gain and t.gain.share is not None}
-    if not shares or timing.gain is None or timing.gain.speedup is None:
-        return f"{answer}."
+    claims = "exact row" if step.comparison else "row that claims to be exact (it was not compared)"
+    answer = f"The fastest {claims} is {name}: {duration(timing.median_ms)} ms for {_images(size)}"
+    gain = timing.gain
+    if gain is not None and gain.speedup is not None and name != BASELINE:
+        answer += f", {gain.speedup:.2f} times baseline"
+    answer += f"{memory_clause(timing.memory)}."
+    shares = {
+        each.label: t.gain.share for each, t in measured if t.gain and t.gain.on_path and t.gain.share is not None
+    }
+    if not shares:
+        return answer
     most = max(shares, key=lambda label: shares[label])
-    return (
-        f"{answer}, {timing.gain.speedup:.2f} times baseline. "
-        f"Most of it comes from “{most.removeprefix('+ ')}”: {100 * shares[most]:.0f} % of its logarithm."
-    )
+    return f"{answer} Most of it comes from “{most.removeprefix('+ ')}”: {100 * shares[most]:.0f} % of its logarithm."
 
 
 def _images(count: int) -> str:

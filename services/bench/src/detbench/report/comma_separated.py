@@ -4,7 +4,7 @@ import csv
 import io
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import ErrorFigures, Latency, Load, Sweep, Vram
+from detbench.results import ErrorFigures, Latency, Load, Memory, Sweep
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
 _LOAD = ("window_s", "requests", "failures", "rps", "batch_size_mean", "generator_cpu_percent")
@@ -33,7 +33,7 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "speedup_vs_baseline": row.speedup,
         **_fields(load.latency if load else None, tuple(Latency.model_fields)),
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
-        **{f"vram_{name}": value for name, value in _fields(run.vram, tuple(Vram.model_fields)).items()},
+        **memory_fields(run.memory),
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
         "gate": row.gate,
         "warnings": " ".join(warning.code for warning in run.warnings),
@@ -46,5 +46,11 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
     }
 
 
-def _fields(record: Load | Latency | Vram | ErrorFigures | None, names: tuple[str, ...]) -> dict[str, object]:
+def memory_fields(memory: Memory | None) -> dict[str, object]:
+    """The columns of memory: what a table calls the peak, and every figure by itself."""
+    peaks = {"memory_peak_mb": memory.peak_mb if memory else None}
+    return peaks | {f"memory_{name}": getattr(memory, name, None) for name in Memory.model_fields}
+
+
+def _fields(record: Load | Latency | ErrorFigures | None, names: tuple[str, ...]) -> dict[str, object]:
     return {name: getattr(record, name, None) for name in names}

@@ -13,10 +13,11 @@ from detbench.report.rows import (
     IMPLEMENTATION_COLUMNS,
     Column,
     ground_truth_notes,
-    implementation_cells,
+    implementation_rows,
     rows_of,
 )
-from detbench.results import Environment, ModelWeights, Sweep
+from detbench.results import Environment, Sweep
+from detbench.schemas import ModelWeights
 
 
 def terminal_table(sweep: Sweep) -> Table:
@@ -30,7 +31,7 @@ def terminal_table(sweep: Sweep) -> Table:
 
 def implementations_table(sweep: Sweep) -> Table:
     """What the implementations are, and what loading them took, for a terminal."""
-    return table_of("Implementations", IMPLEMENTATION_COLUMNS, map(implementation_cells, sweep.implementations))
+    return table_of("Implementations", IMPLEMENTATION_COLUMNS, implementation_rows(sweep))
 
 
 def table_of(
@@ -56,7 +57,7 @@ def markdown_table(sweep: Sweep) -> str:
         "",
         *markdown_lines(COLUMNS, [row.cells() for row in rows]),
         "",
-        *markdown_lines(IMPLEMENTATION_COLUMNS, map(implementation_cells, sweep.implementations)),
+        *markdown_lines(IMPLEMENTATION_COLUMNS, implementation_rows(sweep)),
     ]
     reasons = [
         f"- {run.implementation}, {run.users} users: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
