@@ -38,7 +38,7 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 CHOSEN = 'implementation=~"$implementation"'
 BY = "implementation_model_set"
 NAMED = "{{implementation}} · {{model_set}}"
-NO_GPU = "no GPU"
+NO_GPU = "no GPU, by DCGM"
 PROFILING = " Profiling counter: data-centre cards only, GeForce has none."
 
 Query = tuple[str, str]
