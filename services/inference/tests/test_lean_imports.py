@@ -20,9 +20,10 @@ NOT_NEEDED = {
 }
 
 SERVER = f"""
-import atexit, sys
+import atexit, gc, sys
 from detserver.__main__ import main
 atexit.register(lambda: print("imported:", *sorted({set(NOT_NEEDED)!r} & sys.modules.keys()), flush=True))
+atexit.register(lambda: print("frozen:", gc.get_freeze_count() > 100_000 and gc.isenabled(), flush=True))
 sys.exit(main())
 """
 
@@ -36,12 +37,14 @@ def lean(program: str) -> str:
     return done.stdout
 
 
-def test_a_server_that_has_answered_with_baseline_has_imported_nothing_without_need(start_server, photos: list[Path]):
+def test_a_server_that_has_answered_has_imported_nothing_without_need_and_looks_at_none_of_it_for_garbage(
+    start_server, photos: list[Path]
+):
     server = start_server(preload="baseline", program=("-c", SERVER))
     assert server.infer("baseline", files={"file": photos[0].read_bytes()}).json()["detections"]
     server.process.terminate()
     server.process.wait(30)
-    assert server.log.splitlines()[-1].strip() == "imported:"
+    assert [line.strip() for line in server.log.splitlines()[-2:]] == ["frozen: True", "imported:"]
 
 
 def test_every_name_is_there_as_after_the_whole_import():

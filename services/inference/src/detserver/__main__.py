@@ -1,5 +1,6 @@
 """`detserver`, or `python -m detserver`: the server's command line."""
 
+import gc
 import logging
 import os
 import signal
@@ -39,13 +40,14 @@ def main() -> int:
             # Both log a line per request, which a hostile client could fill a disk with.
             for chatty in ("httpx", "python_multipart"):
                 logging.getLogger(chatty).setLevel(logging.ERROR)
-            # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
-            from detserver import lean_imports
+            with _garbage_left():
+                # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
+                from detserver import lean_imports
 
-            lean_imports.install()
-            from detserver.http.routes import create_app
+                lean_imports.install()
+                from detserver.http.routes import create_app
 
-            app = create_app(settings)
+                app = create_app(settings)
         except ValidationError as error:
             first = error.errors()[0]
             name = "DETSERVER_" + "_".join(str(part) for part in first["loc"]).upper()
@@ -65,6 +67,20 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Let Python's garbage collector not look at what the block makes, neither in it nor later.
+
+    Nearly all that is imported stays: looking for garbage in it took 0.6 of 7.3 s.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _serve(app: "FastAPI", settings: Settings) -> int:
