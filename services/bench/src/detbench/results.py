@@ -200,6 +200,11 @@ class Comparison(Record):
             return "passed"
         return "tolerated" if self.tolerance is not None and self.tolerance.passed else "failed"
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why it failed, one line per figure out of its limit; empty where it did not."""
+        return (self.tolerance or self.gate).reasons
+
 
 class ImplementationInfo(Record):
     """What the server says of an implementation, and what loading it took; None is not loaded, or not known."""

@@ -27,8 +27,7 @@ from detbench.measure.selection import left_out, select_implementations
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect
 from detbench.quality.reference import Reference, load_reference
-from detbench.report.output_error import output_error_columns, output_error_rows
-from detbench.report.table import table_of
+from detbench.report.table import output_error_table
 from detbench.results import Comparison
 
 NAME = "compare"
@@ -77,14 +76,10 @@ def execute(options: argparse.Namespace) -> int:
         reference.check(client.model_set(options.model_set).models, dataset.photos)
         comparisons, failures = _compare_all(client, options, dataset, reference, path, console)
     push_comparisons(comparisons)
-    print_tables(
-        table_of(
-            "Output error against the reference", output_error_columns(comparisons), output_error_rows(comparisons)
-        )
-    )
+    print_tables(output_error_table(comparisons))
     held = [each for each in comparisons if each.exact or options.gate == "all"]
     for comparison in held:
-        for reason in (comparison.tolerance or comparison.gate).reasons:
+        for reason in comparison.reasons:
             console.print(f"{comparison.implementation}: {reason}", markup=False, soft_wrap=True)
     print_notes(comparisons)
     for failure in failures:
