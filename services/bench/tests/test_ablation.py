@@ -143,6 +143,17 @@ def test_a_server_of_somebody_holds_one_at_a_time_in_the_order_of_the_names(detb
     assert found["steps"][1]["timings"][0]["gain"]["versus"] == "baseline"
 
 
+def test_a_server_of_somebody_is_measured_after_a_first_load_and_the_report_says_so(
+    detbench, stub: StubServer, tmp_path: Path
+):
+    stub.first_loads = {"compiled"}
+    steps = ("--implementations", "compiled", "--repeats", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    (step,) = measured(tmp_path / "outputs")["steps"]
+    assert (step["implementation"]["load_s"], step["implementation"]["first_load_s"]) == (90.5, 90.5)
+    assert stub.calls.count("/implementations/compiled/load") == 1
+
+
 def test_what_cannot_run_is_left_out_with_the_reason(detbench, stub: StubServer, tmp_path: Path):
     stub.entries["compiled"]["unavailable"] = "there is no compiler"
     stub.entries["fastest"]["unsupported"] = {"single": "no two members match"}

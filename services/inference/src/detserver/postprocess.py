@@ -13,7 +13,7 @@ each model's configuration). The work is less:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ import torch
 from effdet.anchors import Anchors, decode_box_outputs
 from torchvision.ops import nms
 
-from detserver.implementations.base import DetectionOutput
 from detserver.models.model_sets import ModelSpec
 
 IOU_THRESHOLD = 0.5  # effdet's, in `generate_detections`
@@ -37,6 +36,25 @@ _NO_PAIR = (-math.inf, -1, 0, 0)
 Levels = Sequence[torch.Tensor]
 RawOutput = tuple[Levels, Levels]
 """Class logits and box codes of one network as effdet's networks answer: per level, (B, A x classes | A x 4, H, W)."""
+
+
+@dataclass(frozen=True)
+class DetectionOutput:
+    """What one model found in one image; at most 100 detections.
+
+    Attributes:
+        model_name: as in the model set.
+        boxes: float32 of shape (N, 4): x1, y1, x2, y2 in pixels of the upright image.
+        scores: float32 of shape (N,), in [0, 1], descending.
+        labels: int64 of shape (N,), from 1.
+        inference_time_ms: forward and post-processing of this model alone; None where models run as one.
+    """
+
+    model_name: str
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    inference_time_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +78,13 @@ class PostProcessor:
     Args:
         models: in the order of the set.
         device: where their outputs are.
+        note_slow_path: called once for each batch in which the first 1000 candidates are not enough.
     """
 
-    def __init__(self, models: Sequence[ModelSpec], device: torch.device) -> None:
+    def __init__(
+        self, models: Sequence[ModelSpec], device: torch.device, note_slow_path: Callable[[], None] = lambda: None
+    ) -> None:
+        self._note_slow_path = note_slow_path
         self._classes = [model.num_classes for model in models]
         configs = [model.config() for model in models]
         self._candidates = [int(config.max_detection_points) for config in configs]
@@ -94,6 +116,7 @@ class PostProcessor:
 
     def all_candidates(self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """As `__call__`, from all candidates at once: where the first 1000 leave less than N detections."""
+        self._note_slow_path()
         return self._suppress(self.candidates(raw, scales, sizes), scales)
 
     def fixed_shape(self, raw: Sequence[RawOutput], scales: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -149,6 +172,20 @@ class PostProcessor:
 def is_complete(rows: torch.Tensor) -> bool:
     """Whether what `PostProcessor.fixed_shape` answered, copied to the host, needs no second look."""
     return bool((rows[..., 6] > 0).all())
+
+
+def detections(models: Sequence[ModelSpec], rows: torch.Tensor) -> list[list[DetectionOutput]]:
+    """What each model found in each image.
+
+    Args:
+        models: in the order of the rows.
+        rows: see `PostProcessor.__call__`; copied, so that they may be overwritten.
+    """
+    by_image = rows.transpose(0, 1).numpy()
+    return [
+        [detection_output(spec.name, found) for spec, found in zip(models, per_model, strict=True)]
+        for per_model in by_image
+    ]
 
 
 def detection_output(

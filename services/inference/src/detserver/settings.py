@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     weights_url: str | None = Field(None, description="base URL of a mirror of effdet's weights files")
     # With 2 each of 117 photographs has 4 to 72 boxes per model, scores from 0.05 to 0.9, no ties at the top.
     seed: int = Field(2, ge=0, description="seed of the calibrated random weights, used where no others can be had")
+    compile: bool = Field(True, description="whether torch.compile may be used; its first loads take minutes")
     torch_threads: int = Field(
         0, ge=0, description="threads of one torch operation; 0 is torch's choice within the CPUs that may be used"
     )

@@ -1,87 +1,28 @@
 """Admission, batching, and the one thread that uses the device."""
 
 import asyncio
-import gc
 import logging
 import threading
-import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 
-from detserver.errors import (
-    CannotRun,
-    DetserverError,
-    DeviceFailed,
-    InferenceFailed,
-    NotReady,
-    OutOfMemory,
-    QueueFull,
-)
+from detserver.engine.loaded import LoadedImplementations
+from detserver.engine.work import Answer, Call, Key, LoadFigures, Request
+from detserver.errors import CannotRun, DeviceFailed, NotReady, QueueFull
 from detserver.implementations import Registry
-from detserver.implementations.base import BaseModelImpl, DetectionOutput
-from detserver.machine.device import claim, use_ieee_float32, use_libraries, why_broken
+from detserver.implementations.base import BaseModelImpl
+from detserver.machine.device import claim, use_ieee_float32, why_broken
 from detserver.models.model_sets import ModelSet
 from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage
-from detserver.recipes.cuda_graph import clear_workspaces
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Key = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Detections of one image, one output per model, and when the device worked on them (`time.perf_counter`).
-
-    `started`, `ended` and `forward_s`, the seconds of the forward pass in between, are those of the batch of
-    `batch_size` images that this one was part of.
-    """
-
-    outputs: list[DetectionOutput]
-    started: float
-    ended: float
-    forward_s: float
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class LoadFigures:
-    """What loading an implementation took, without what it shares with others; see `BaseModelImpl` for `remark`.
-
-    `compile_s` is None where nothing is compiled.
-    """
-
-    load_s: float
-    compile_s: float | None
-    remark: str
-
-
-@dataclass
-class _Request:
-    implementation: type[BaseModelImpl]
-    model_set: ModelSet
-    image: PreparedImage
-    future: "Future[Answer]" = field(default_factory=Future)
-
-    @property
-    def key(self) -> Key:
-        return self.implementation.name, self.model_set.name
-
-
-@dataclass
-class _Call:
-    function: Callable[[], Any]
-    future: "Future[Any]" = field(default_factory=Future)
 
 
 class Engine:
@@ -108,14 +49,12 @@ class Engine:
         self.device = device
         self._on_device_failure = on_device_failure
         self._device_failure: DeviceFailed | None = None
-        self._weights = weights
         self._queue_size = queue_size
         self._in_work = 0
-        self._work: deque[_Request | _Call] = deque()
+        self._work: deque[Request | Call] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._loaded: dict[Key, BaseModelImpl] = {}
-        self._figures: dict[Key, LoadFigures] = {}
+        self._loaded = LoadedImplementations(weights, device)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def start(self) -> None:
@@ -146,17 +85,22 @@ class Engine:
     @property
     def depth(self) -> int:
         """Requests that wait for the device now."""
-        return sum(isinstance(item, _Request) for item in tuple(self._work))
+        return sum(isinstance(item, Request) for item in tuple(self._work))
 
     @property
     def loaded(self) -> list[Key]:
         """(implementation, model set) of what can serve at once."""
-        return list(self._loaded)
+        return self._loaded.keys()
 
     @property
     def load_figures(self) -> dict[Key, LoadFigures]:
         """Of what is loaded, by (implementation, model set)."""
-        return dict(self._figures)
+        return dict(self._loaded.figures)
+
+    @property
+    def slow_nms(self) -> dict[Key, int]:
+        """Batches whose NMS had to look at all candidates, by (implementation, model set) of all that ever ran."""
+        return dict(self._loaded.slow_nms)
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -187,14 +131,14 @@ class Engine:
             CannotRun, OutOfMemory, InferenceFailed, DeviceFailed, NotReady: see there.
         """
         self.check(implementation, model_set)
-        request = _Request(implementation, model_set, image)
+        request = Request(implementation, model_set, image)
         self._submit(request)
         return await asyncio.wrap_future(request.future)
 
     async def load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
         """Load an implementation; `load_s` is 0 when it was loaded already."""
         self.check(implementation, model_set)
-        return await self.call(lambda: self._load(implementation, model_set))
+        return await self.call(lambda: self._loaded.load(implementation, model_set))
 
     async def time(
         self,
@@ -218,25 +162,25 @@ class Engine:
         self.check(implementation, model_set)
 
         def measure() -> list[float]:
-            self._load(implementation, model_set)
-            built, batch = self._loaded[implementation.name, model_set.name], [image] * batch_size
-            with failures((implementation.name, model_set.name)):
-                return _times(built, batch, repeats, limit_s)
+            built = self._loaded.get(implementation, model_set)
+            return self._loaded.time(
+                built, (implementation.name, model_set.name), [image] * batch_size, repeats, limit_s
+            )
 
         return await self.call(measure)
 
     async def unload(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> bool:
         """Unload an implementation and give its memory back; returns whether it was loaded."""
-        return await self.call(lambda: self._unload((implementation.name, model_set.name)))
+        return await self.call(lambda: self._loaded.unload((implementation.name, model_set.name)))
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` in the device thread, after what waits there already."""
-        item = _Call(function)
+        item = Call(function)
         self._submit(item)
         result: T = await asyncio.wrap_future(item.future)
         return result
 
-    def _submit(self, item: _Request | _Call) -> None:
+    def _submit(self, item: Request | Call) -> None:
         with self._changed:
             if self._device_failure is not None:
                 raise self._device_failure
@@ -252,49 +196,46 @@ class Engine:
                 self._changed.wait_for(lambda: self._work or self._stopping)
                 if self._stopping:
                     break
-                batch = self._next_batch()
-            if isinstance(batch, _Call):
-                self._complete(batch)
+                first = self._work.popleft()
+            if isinstance(first, Call):
+                self._complete(first)
             else:
-                self._serve([request for request in batch if request.future.set_running_or_notify_cancel()])
+                self._serve(first)
         for item in self._work:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(self._device_failure or NotReady("the server is about to end"))
         if self._device_failure is None:
-            for built in self._loaded.values():
-                built.unload()
-            self._loaded.clear()
+            self._loaded.unload_all()
 
-    def _next_batch(self) -> _Call | list[_Request]:
-        """The first item and, of requests, those right behind it that can run with it: arrival order is kept."""
-        first = self._work.popleft()
-        if isinstance(first, _Call):
-            return first
+    def _serve(self, first: Request) -> None:
         batch = [first]
-        while len(batch) < first.implementation.batch_limit(self.device) and self._work:
-            following = self._work[0]
-            if isinstance(following, _Call) or following.key != first.key:
-                break
-            batch.append(following)
-            self._work.popleft()
-        return batch
-
-    def _serve(self, batch: list[_Request]) -> None:
-        if not batch:
-            return
-        first = batch[0]
         try:
-            self._load(first.implementation, first.model_set)
-            with failures(first.key):
-                answers = self._predict(self._loaded[first.key], batch)
+            built = self._loaded.get(first.implementation, first.model_set)
+            batch += self._following(first.key, built)
+            batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
+            if not batch:
+                return
+            answers = self._loaded.predict(built, first.key, [request.image for request in batch])
         except Exception as error:
+            reason = self._answer_to(error)
             for request in batch:
-                request.future.set_exception(self._answer_to(error))
+                if request.future.running() or request.future.set_running_or_notify_cancel():
+                    request.future.set_exception(reason)
             return
         for request, answer in zip(batch, answers, strict=True):
             request.future.set_result(answer)
 
-    def _complete(self, call: _Call) -> None:
+    def _following(self, key: Key, built: BaseModelImpl) -> list[Request]:
+        """Those right behind a request of `key` that are best run with it: the order of arrival is kept."""
+        with self._changed:
+            waiting = 0
+            for item in self._work:
+                if isinstance(item, Call) or item.key != key:
+                    break
+                waiting += 1
+            return [self._work.popleft() for _ in range(built.fitting(1 + waiting) - 1)]  # type: ignore[misc]
+
+    def _complete(self, call: Call) -> None:
         if not call.future.set_running_or_notify_cancel():
             return
         try:
@@ -311,97 +252,3 @@ class Engine:
                 self._device_failure = DeviceFailed(reason)
             self._on_device_failure(reason)
         return self._device_failure or error
-
-    def _predict(self, implementation: BaseModelImpl, batch: Sequence[_Request]) -> list[Answer]:
-        implementation.take_stages()  # of a batch that failed, and of what was run to count kernels
-        start = time.perf_counter()
-        outputs = implementation.predict_batch([request.image for request in batch])
-        implementation.synchronize()
-        _check_outputs(implementation.model_set, len(batch), outputs)
-        end = time.perf_counter()
-        stages = implementation.take_stages()
-        forward = stages.get("forward", end - start - stages.get("postprocess", 0.0))
-        return [Answer(output, start, end, forward, len(batch)) for output in outputs]
-
-    def _load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
-        key = implementation.name, model_set.name
-        if key in self._loaded:
-            return replace(self._figures[key], load_s=0.0)
-        log.info("loading %s for %s", *key)
-        try:
-            with failures(key):
-                built, figures = self._build(implementation, model_set)
-        except DetserverError as error:
-            # The frames of a failed load hold what it had built.
-            for each in (error, error.__cause__):
-                if each is not None:
-                    traceback.clear_frames(each.__traceback__)
-            self._give_memory_back()
-            raise
-        self._loaded[key], self._figures[key] = built, figures
-        log.info("loaded %s for %s in %.1f s", *key, figures.load_s)
-        return figures
-
-    def _build(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> tuple[BaseModelImpl, LoadFigures]:
-        use_libraries(self.device)
-        built = implementation(model_set, self._weights, self.device)
-        built.prepare()
-        start = time.perf_counter()
-        built.load()
-        built.synchronize()
-        return built, LoadFigures(time.perf_counter() - start, built.compile_s, built.remark)
-
-    def _unload(self, key: Key) -> bool:
-        built = self._loaded.pop(key, None)
-        self._figures.pop(key, None)
-        was_loaded = built is not None
-        if built is not None:
-            built.unload()
-            del built
-            log.info("unloaded %s for %s", *key)
-        self._give_memory_back()
-        return was_loaded
-
-    def _give_memory_back(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            clear_workspaces()
-            torch.cuda.empty_cache()
-
-
-def _times(built: BaseModelImpl, batch: Sequence[PreparedImage], repeats: int, limit_s: float) -> list[float]:
-    built.predict_batch(batch)
-    built.synchronize()
-    times: list[float] = []
-    begin = time.perf_counter()
-    while not times or (len(times) < repeats and time.perf_counter() - begin < limit_s):
-        start = time.perf_counter()
-        built.predict_batch(batch)
-        built.synchronize()
-        times.append(time.perf_counter() - start)
-    built.take_stages()
-    return times
-
-
-@contextmanager
-def failures(key: Key) -> Iterator[None]:
-    """Turn what an implementation raises into an answer; the log gets the traceback of what is not expected."""
-    try:
-        yield
-    except DetserverError:
-        raise
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        raise OutOfMemory(f"{key[0]} on {key[1]}: {reason}; unload another implementation") from error
-    except Exception as error:
-        log.exception("%s on %s failed", *key)
-        raise InferenceFailed(f"{key[0]} on {key[1]} failed: {type(error).__name__}: {error}") from error
-
-
-def _check_outputs(model_set: ModelSet, images: int, outputs: list[list[DetectionOutput]]) -> None:
-    names = [spec.name for spec in model_set.models]
-    if len(outputs) != images or any([output.model_name for output in per_image] != names for per_image in outputs):
-        raise InferenceFailed(f"not one output per image and model of {model_set.name}")
-    for output in (output for per_image in outputs for output in per_image):
-        if not (np.isfinite(output.boxes).all() and np.isfinite(output.scores).all()):
-            raise InferenceFailed(f"{output.model_name} answered a NaN or an infinity")

@@ -75,8 +75,8 @@ def main(implementation: str, model_set: str) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     settings = Settings(**json.load(sys.stdin))
     # They need torch, and take seconds to import: the process that only starts this one has them for other reasons.
-    from detserver.engine.engine import failures
     from detserver.engine.profiling import count_kernels
+    from detserver.engine.work import failures
     from detserver.http.server import Server
     from detserver.machine.device import use_ieee_float32
 

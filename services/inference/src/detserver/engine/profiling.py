@@ -1,8 +1,6 @@
-"""How many kernels a call launches, and how long it takes."""
+"""How many kernels a call launches."""
 
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch._C._autograd import DeviceType
@@ -28,20 +26,3 @@ def count_kernels(call: Callable[[], object], device: torch.device) -> int:
     if on_gpu:
         return sum(e.device_type == DeviceType.CUDA and not e.name.startswith(_NOT_KERNELS) for e in events)
     return sum(not e.cpu_children and "::" in e.name for e in events)
-
-
-def median_seconds(call: Callable[[], object], at_least: int = 5, enough_s: float = 1.0) -> float:
-    """Median time of `call`, which is to return when its work is done, after one call that does not count.
-
-    Args:
-        call: what to time.
-        at_least: calls that count.
-        enough_s: seconds after which no more calls are made, if there were enough of them.
-    """
-    call()
-    times: list[float] = []
-    while len(times) < at_least or sum(times) < enough_s:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return median(times)

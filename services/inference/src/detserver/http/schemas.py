@@ -55,7 +55,11 @@ class Loaded(BaseModel):
         description="seconds that this load took, without what it shares with others; 0 when it was loaded already"
     )
     compile_s: float | None = Field(description="seconds of it that torch.compile took; null where it is not used")
-    remark: str = Field(description="what really runs: what fused has chosen, what was not compiled in time")
+    remark: str = Field(description="what really runs: what `fastest` has chosen, what was not compiled in time")
+    first: bool = Field(
+        description="whether this load put into the cache folder what later ones find there: a new process loads "
+        "faster, and in less memory"
+    )
 
 
 class Kernels(BaseModel):
@@ -73,7 +77,11 @@ class ImplementationInfo(BaseModel):
     description: str
     exact: bool = Field(description="whether it claims to give baseline's answers up to float32 reassociation")
     precision: str
-    technique: str = Field(description="what it adds to the one before it, as a step of the ablation; else empty")
+    recipe: dict[str, str | bool] | None = Field(description="technique to its value; null where it is no recipe")
+    adds_to: str | None = Field(
+        description="the implementation that it adds its technique to; null: the fastest exact one before it"
+    )
+    technique: str = Field(description="what its row in the ablation is called; empty: it takes no part")
     compiles: bool = Field(description="whether its first load on this machine takes minutes: torch.compile")
     model_sets: list[str] = Field(description="the sets that it can run here")
     unsupported: dict[str, str] = Field(description="the sets that it can run nowhere, with the reason")

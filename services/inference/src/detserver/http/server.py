@@ -12,7 +12,8 @@ from pydantic_core import to_json
 from starlette.requests import Request
 
 from detserver.engine import kernels
-from detserver.engine.engine import Answer, Engine
+from detserver.engine.engine import Engine
+from detserver.engine.work import Answer
 from detserver.errors import BadConfiguration, CannotRun, ClientGone, DetserverError, NotReady
 from detserver.http import schemas
 from detserver.http.stages import Stages
@@ -28,7 +29,7 @@ from detserver.models.model_sets import ModelSet, Zoo
 from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage, prepare
 from detserver.preprocess import decoding as images
-from detserver.recipes import compiling
+from detserver.recipes.techniques import compile as compilation
 from detserver.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,11 +70,16 @@ class Server:
         self.registry = Registry()
         self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size, self._note_device_failure)
         self.vram = VramMonitor(self.device)
-        compiling.configure(settings.cache_dir, cpus)
+        compilation.configure(settings.cache_dir, cpus, settings.compile)
         self.machine = describe(self.device)
         self.telemetry = Telemetry(self.registry.all, self.zoo.model_sets)
         self.telemetry.watch(
-            lambda: self.engine.depth, lambda: self.engine.loaded, self._weights_rows, self.vram, self._build_labels()
+            lambda: self.engine.depth,
+            lambda: self.engine.loaded,
+            lambda: self.engine.slow_nms,
+            self._weights_rows,
+            self.vram,
+            self._build_labels(),
         )
         self._decode_threads = settings.decode_threads or cpus
         self._decoders = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
@@ -187,6 +193,8 @@ class Server:
                 description="(broken)",
                 exact=False,
                 precision="",
+                recipe=None,
+                adds_to=None,
                 technique="",
                 compiles=False,
                 model_sets=[],
@@ -265,7 +273,9 @@ class Server:
             description=implementation.description,
             exact=implementation.exact,
             precision=implementation.precision,
-            technique=implementation.technique_on(self.device),
+            recipe=None if implementation.recipe is None else dict(implementation.recipe),
+            adds_to=implementation.adds_to,
+            technique=implementation.technique,
             compiles=implementation.compiles(self.device),
             model_sets=self._runnable_sets(implementation),
             unsupported={

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from detserver.errors import DetserverError, InternalError
@@ -85,6 +85,7 @@ class Telemetry:
         self,
         queue_depth: Callable[[], int],
         loaded: Callable[[], list[tuple[str, str]]],
+        slow_nms: Callable[[], dict[tuple[str, str], int]],
         weights: Callable[[], list[tuple[str, str, str]]],
         vram: VramMonitor,
         build: Mapping[str, str],
@@ -94,10 +95,11 @@ class Telemetry:
         Args:
             queue_depth: requests that wait for the device.
             loaded: (implementation, model set) of what can serve.
+            slow_nms: batches whose NMS had to look at all candidates, by (implementation, model set).
             weights: (model set, model, source) of the weights in use.
             build: labels of `detserver_build_info`.
         """
-        self.registry.register(_State(queue_depth, loaded, weights, vram, build))
+        self.registry.register(_State(queue_depth, loaded, slow_nms, weights, vram, build))
 
 
 class _State(Collector):
@@ -105,12 +107,14 @@ class _State(Collector):
         self,
         queue_depth: Callable[[], int],
         loaded: Callable[[], list[tuple[str, str]]],
+        slow_nms: Callable[[], dict[tuple[str, str], int]],
         weights: Callable[[], list[tuple[str, str, str]]],
         vram: VramMonitor,
         build: Mapping[str, str],
     ) -> None:
         self._queue_depth = queue_depth
         self._loaded = loaded
+        self._slow_nms = slow_nms
         self._weights = weights
         self._vram = vram
         self._build = build
@@ -127,6 +131,14 @@ class _State(Collector):
         for key in self._loaded():
             loaded.add_metric(key, 1.0)
         yield loaded
+        slow_nms = CounterMetricFamily(
+            "detserver_slow_nms",
+            "Batches whose NMS had to look at all candidates, because the first 1000 did not decide it",
+            labels=("implementation", "model_set"),
+        )
+        for key, count in self._slow_nms().items():
+            slow_nms.add_metric(key, float(count))
+        yield slow_nms
         weights = GaugeMetricFamily(
             "detserver_weights_info",
             "1 for each model whose weights were found; source is pretrained, local or random",

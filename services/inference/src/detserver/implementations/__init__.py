@@ -1,4 +1,4 @@
-"""All implementations: one file of this folder each, and those that other packages offer by an entry point."""
+"""All implementations: the rows of the table, one file of this folder each, and other packages' entry points."""
 
 import importlib
 import logging
@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 from detserver.errors import UnknownImplementation
 from detserver.implementations.base import BaseModelImpl
+from detserver.implementations.from_recipe import RecipeImpl, of_row
+from detserver.implementations.table import ROWS
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,12 @@ class Registry:
     def __init__(self) -> None:
         self._found: dict[str, type[BaseModelImpl]] = {}
         self.broken: dict[str, str] = {}
+        rows = {row.name: row for row in ROWS}
+        for row in ROWS:
+            try:
+                self._add(of_row(row, rows[row.adds_to] if row.adds_to else None), "table.py")
+            except Exception as error:  # a technique may fail in any way; the others are served all the same
+                self._note_broken(row.name, error)
         for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
             self._add_module(module.name)
         for point in entry_points(group=ENTRY_POINTS):
@@ -31,10 +39,8 @@ class Registry:
 
     @property
     def all(self) -> Mapping[str, type[BaseModelImpl]]:
-        """Name to class, `baseline` and `invalid` first, then in the order of their names."""
-        first = [name for name in ("baseline", "invalid") if name in self._found]
-        rest = sorted(self._found.keys() - {*first})
-        return MappingProxyType({name: self._found[name] for name in (*first, *rest)})
+        """Name to class: the rows of the table in its order, then the others in the order of their names."""
+        return MappingProxyType(self._found)
 
     def get(self, name: str) -> type[BaseModelImpl]:
         """The implementation called `name`.
@@ -48,12 +54,12 @@ class Registry:
         return self._found[name]
 
     def _add_module(self, name: str) -> None:
-        if name == "base":
-            return
         try:
             module = importlib.import_module(f"{__name__}.{name}")
             for value in vars(module).values():
-                if isinstance(value, type) and issubclass(value, BaseModelImpl) and value.__module__ == module.__name__:
+                if not isinstance(value, type) or value in (BaseModelImpl, RecipeImpl):
+                    continue
+                if issubclass(value, BaseModelImpl) and value.__module__ == module.__name__:
                     self._add(value, f"{name}.py")
         except Exception as error:  # a new file may fail in any way; the others are served all the same
             self._note_broken(name, error)

@@ -62,6 +62,11 @@ def use_libraries(device: torch.device) -> None:
     synchronize(device)
 
 
+def clear_workspaces() -> None:
+    """Free what torch keeps for cuBLAS between calls: it counts as allocated, and is made anew when needed."""
+    torch._C._cuda_clearCublasWorkspaces()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the work that was queued; errors of kernels are raised here at the latest."""
     if device.type == "cuda":

@@ -18,9 +18,10 @@ from effdet.efficientdet import HeadNet, SeparableConv2d
 from torch import nn
 
 from detserver.errors import WeightsRefused
+from detserver.models.configuration import norms_by_repeat
 from detserver.models.model_sets import ModelSpec, create_model
+from detserver.models.scenes import dead_leaves
 from detserver.preprocess import InputConfig
-from detserver.recipes.folding import norms_by_repeat
 
 _Array = npt.NDArray[np.float64]
 
@@ -229,12 +230,11 @@ def _draw_class_outputs(predict: SeparableConv2d, rng: np.random.Generator) -> N
 def _scenes(rng: np.random.Generator, config: InputConfig) -> torch.Tensor:
     """Normalised float64 pictures of shape (N, 3, height, width), of rising contrast; all but one are letterboxed.
 
-    They are dead leaves: shapes of radii r with density r^-3 that cover each other have the edges, the flat areas and
-    the 1/f spectrum of photographs (Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 41, 2001).
+    They are `dead_leaves`.
     """
     height, width = config.size
     count, longer = math.ceil(_CALIBRATION_PIXELS / (height * width)), max(config.size)
-    pictures = np.stack([_dead_leaves(rng, longer, contrast) for contrast in np.geomspace(0.12, 0.4, count)])
+    pictures = np.stack([dead_leaves(rng, longer, contrast) for contrast in np.geomspace(0.12, 0.4, count)])
     pictures = (pictures[:, :height, :width] - config.mean) / config.std
     # The mean colour is 0, and not what rounding it to 8 bits leaves.
     fill = np.array(config.fill_color) / 255 - config.mean
@@ -245,43 +245,6 @@ def _scenes(rng: np.random.Generator, config: InputConfig) -> torch.Tensor:
         pictures[index, rows:] = padding
         pictures[index, :, columns:] = padding
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-
-
-def _dead_leaves(rng: np.random.Generator, size: int, contrast: float) -> _Array:
-    """A picture of shape (size, size, 3) in [0, 1]; `contrast` is the standard deviation of the leaves' brightness."""
-
-    def colour() -> _Array:
-        return contrast * (rng.normal() + rng.normal(0, 0.35, 3))
-
-    axis = (np.arange(size) + 0.5) / size
-    slopes = rng.normal(0, contrast, 2)
-    picture = colour() + (slopes[0] * axis[:, None] + slopes[1] * axis)[:, :, None]
-    textures = [_texture(rng, size, slope) for slope in (0.9, 1.4)]
-    smallest, largest = 0.02, 0.5
-    for radius in (smallest**-2 - rng.uniform(size=150) * (smallest**-2 - largest**-2)) ** -0.5:
-        y, x, angle = rng.uniform(0, 1, 3) * (1, 1, math.pi)
-        window = tuple(slice(*np.searchsorted(axis, (c - 1.3 * radius, c + 1.3 * radius))) for c in (y, x))
-        dy, dx = axis[window[0], None] - y, axis[None, window[1]] - x
-        along = (dx * math.cos(angle) + dy * math.sin(angle)) / radius
-        across = (dy * math.cos(angle) - dx * math.sin(angle)) / (radius * rng.uniform(0.4, 1))
-        ellipse = rng.uniform() < 0.6
-        inside = along**2 + across**2 < 1 if ellipse else np.maximum(abs(along), abs(across)) < 0.9
-        roughness = contrast * rng.choice([0, 0.15, 0.5])
-        surface = rng.normal(0, 0.3 * contrast) * along + roughness * textures[rng.integers(2)][window]
-        picture[window][inside] = (colour() + surface[:, :, None])[inside]
-    picture += 0.15 * contrast * textures[0][:, :, None] + rng.uniform(0.35, 0.6) + rng.uniform(-0.1, 0.1, 3)
-    bounded: _Array = picture.clip(0, 1)
-    return bounded
-
-
-def _texture(rng: np.random.Generator, size: int, slope: float) -> _Array:
-    """Noise of shape (size, size) with an amplitude spectrum of frequency^-slope, mean 0 and standard deviation 1."""
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
-    frequency[0, 0] = np.inf
-    phases = rng.standard_normal((2, *frequency.shape))
-    noise = np.fft.irfft2((phases[0] + 1j * phases[1]) * frequency**-slope, s=(size, size))
-    normalised: _Array = noise / noise.std()
-    return normalised
 
 
 def _last_norms(head: HeadNet) -> list[nn.BatchNorm2d]:

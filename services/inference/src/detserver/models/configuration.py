@@ -9,8 +9,10 @@ from effdet.anchors import get_feat_sizes
 from effdet.config.model_config import efficientdet_model_param_dict
 from effdet.data import resolve_input_config
 from effdet.data.transforms import resolve_fill_color
+from effdet.efficientdet import HeadNet
 from effdet.factory import create_model_from_config
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
 
 from detserver.preprocess import InputConfig
 
@@ -117,6 +119,13 @@ def effdet_config(architecture: str, num_classes: int, changed: Overrides) -> An
 def build(config: Any) -> EfficientDet:
     """The network of an effdet configuration, without post-processing, with no weights of value; asks no network."""
     return create_model_from_config(config, bench_task="", pretrained=False, pretrained_backbone=False)
+
+
+def norms_by_repeat(head: HeadNet) -> list[list[nn.BatchNorm2d]]:
+    """The batch norms of a head, for each repeat one per level; effdet keeps them so or by level first."""
+    if head.bn_level_first:
+        return [list(repeat) for repeat in zip(*head.bn_rep, strict=True)]
+    return [[level.bn for level in repeat] for repeat in head.bn_rep]
 
 
 def input_config(config: Any) -> InputConfig:

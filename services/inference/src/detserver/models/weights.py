@@ -87,6 +87,10 @@ class WeightsStore:
         model.load_state_dict(self.get(spec).state_dict)
         return model.eval().requires_grad_(False)
 
+    def cached_files(self) -> set[Path]:
+        """What lies in the cache folder now."""
+        return {path for path in self.cache_dir.rglob("*") if path.is_file()}
+
     def _find(self, spec: ModelSpec) -> tuple[Source, StateDict]:
         local = self._local_file(spec)
         if local is not None:

@@ -14,7 +14,7 @@ def classes_of(model: EfficientDet) -> int:
 
 
 def pad_class_heads(models: Sequence[EfficientDet]) -> None:
-    """Give all class heads the outputs of the widest, in place and before folding; what is added answers 0."""
+    """Give all class heads the outputs of the widest, in place; what is added answers 0."""
     widest = max(classes_of(model) for model in models)
     for model in models:
         head = model.class_net

@@ -9,7 +9,6 @@ from torch import nn
 
 from detserver.errors import CannotRun
 from detserver.postprocess import RawOutput
-from detserver.recipes.folding import fold_batch_norm
 from detserver.recipes.grouping import convolution, fusion  # noqa: F401 (they register their rules)
 from detserver.recipes.grouping.convolution import group_shared_input, pointwise_as_products
 from detserver.recipes.grouping.heads import classes_of, cut_classes, pad_class_heads
@@ -20,7 +19,8 @@ class GroupedEfficientDet(nn.Module):
     """N networks of one architecture as one.
 
     Args:
-        models: effdet networks in evaluation mode, whose class heads may differ in width. They are changed.
+        models: effdet networks in evaluation mode without batch norms (`fold_batch_norm`), whose class heads may differ
+            in width. They are changed.
         products: run 1x1 convolutions as batched matrix products instead of as grouped convolutions.
 
     Raises:
@@ -32,8 +32,6 @@ class GroupedEfficientDet(nn.Module):
         self._classes = [classes_of(model) for model in models]
         self._widest = max(self._classes)
         pad_class_heads(models)
-        for model in models:
-            fold_batch_norm(model)
         self.backbone = _group_backbone([model.backbone for model in models])
         self.fpn, self.class_net, self.box_net = (
             group([getattr(model, part) for model in models]) for part in ("fpn", "class_net", "box_net")

@@ -1,10 +1,11 @@
-"""Batch norm folded into the convolution before it: one kernel less per layer, and the same numbers but for rounding.
+"""`fold`: batch norm folded into the convolution before it, one kernel less per layer; equal but for rounding.
 
 One entry per module type that holds such a pair; a batch norm that is left over is an error that names it.
 """
 
 import copy
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from effdet.efficientdet import ConvBnAct2d, EfficientDet, HeadNet, SeparableConv2d
@@ -15,6 +16,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from detserver.errors import CannotRun
+from detserver.models.configuration import norms_by_repeat
+from detserver.recipes.technique import Plan, Technique
 
 # Attribute names of (convolution, the batch norm right behind it).
 _PAIRS: Mapping[type[nn.Module], tuple[tuple[str, str], ...]] = {
@@ -28,19 +31,33 @@ _PAIRS: Mapping[type[nn.Module], tuple[tuple[str, str], ...]] = {
 }
 
 
+class Fold(Technique):
+    """Networks without batch norms."""
+
+    field = "fold"
+    titles: ClassVar = {True: "batch norm folded"}
+    in_torch = True
+
+    def apply(self, plan: Plan) -> None:
+        """See `Technique.apply`."""
+        for network in plan.networks:
+            fold_batch_norm(network.module)
+
+
 class FoldedHead(nn.Module):
     """effdet's `HeadNet` with its batch norm of each level folded: a chain of modules per level.
 
     Depthwise weights and the prediction layer stay shared between levels.
     """
 
-    def __init__(self, levels: list[nn.Sequential]) -> None:
+    def __init__(self, levels: list[nn.Sequential], predict: nn.Module) -> None:
         super().__init__()
         self.levels = nn.ModuleList(levels)
+        self.predict = predict
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Outputs per level, (B, outputs, H, W), from features per level, (B, C, H, W)."""
-        return [level(x) for level, x in zip(self.levels, features, strict=True)]
+        return [self.predict(level(x)) for level, x in zip(self.levels, features, strict=True)]
 
 
 def fold_batch_norm(model: EfficientDet) -> EfficientDet:
@@ -61,13 +78,6 @@ def fold_batch_norm(model: EfficientDet) -> EfficientDet:
         if isinstance(module, nn.modules.batchnorm._NormBase):
             raise CannotRun(f"no rule folds the batch norm {name} ({type(module).__name__}) of {type(model).__name__}")
     return model
-
-
-def norms_by_repeat(head: HeadNet) -> list[list[nn.BatchNorm2d]]:
-    """The batch norms of a head, for each repeat one per level; effdet keeps them so or by level first."""
-    if head.bn_level_first:
-        return [list(repeat) for repeat in zip(*head.bn_rep, strict=True)]
-    return [[level.bn for level in repeat] for repeat in head.bn_rep]
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
@@ -94,5 +104,5 @@ def _folded_head(head: HeadNet) -> FoldedHead:
             last = "conv_pw" if isinstance(conv, SeparableConv2d) else "conv"
             setattr(layer, last, _folded(getattr(conv, last), norms[level]))
             chain += [layer, head.act]
-        levels.append(nn.Sequential(*chain, head.predict))
-    return FoldedHead(levels)
+        levels.append(nn.Sequential(*chain))
+    return FoldedHead(levels, head.predict)

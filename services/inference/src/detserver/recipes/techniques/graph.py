@@ -1,72 +1,74 @@
-"""CUDA graphs: what a batch launches is recorded once and replayed as one launch."""
+"""`graph`: networks, top-k and NMS of a batch are recorded once as a CUDA graph, and replayed as one launch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 
-from detserver.postprocess import RawOutput, is_complete
-from detserver.preprocess import InputConfig, PreparedImage
-from detserver.recipes.network import Forward, Inputs, NetworkImpl
+from detserver.machine.device import clear_workspaces, synchronize
+from detserver.postprocess import DetectionOutput, PostProcessor, RawOutput, detections, is_complete
+from detserver.preprocess import PreparedImage
+from detserver.recipes.recipe import Recipe
+from detserver.recipes.technique import Plan, Technique
 
 _WARM_UPS = 3  # as PyTorch's own recipe: libraries allocate and choose algorithms in the first calls
 
 
-class CapturedImpl(NetworkImpl):
-    """On a GPU: networks, top-k and NMS of a batch size are one CUDA graph. Elsewhere the same without a graph."""
+class Graph(Technique):
+    """A graph for each batch size."""
 
-    def batch_sizes(self) -> Sequence[int]:
-        """See `NetworkImpl.batch_sizes`."""
-        return (1, 2, 4, 8, 16) if self.device.type == "cuda" else ()
+    field = "graph"
+    titles: ClassVar = {True: "CUDA graph"}
+    fixed_shapes = True
 
-    def detect(self, images: Sequence[PreparedImage]) -> torch.Tensor:
-        """See `NetworkImpl.detect`; all time counts as `forward`, because one graph does it all."""
-        if self.device.type != "cuda":
-            return super().detect(images)
-        with self.stage("forward"):
-            return self._static(images).run(images)
+    def unavailable_reason(self, recipe: Recipe, device: torch.device) -> str | None:
+        """See `Technique.unavailable_reason`."""
+        if device.type != "cuda":
+            return "CUDA graphs need an NVIDIA GPU"
+        if recipe.postprocess != "batched":
+            return "effdet's post-processing waits for the device, which no graph can: it needs postprocess=batched"
+        return None if recipe.backend == "torch" else f"what {recipe.backend} runs cannot be captured"
 
-    def remarks(self) -> list[str]:
-        """See `NetworkImpl.remarks`."""
-        return [*super().remarks(), *(["a CUDA graph each"] if self.device.type == "cuda" else [])]
+    def apply(self, plan: Plan) -> None:
+        """See `Technique.apply`; all time counts as `forward`, because one graph does it all."""
+        postprocessor = PostProcessor(plan.model_set.models, plan.device, plan.note_slow_nms)
+        graphs: dict[int, StaticBatch] = {}
 
-    def unload(self) -> None:
-        """See `BaseModelImpl.unload`."""
-        self.forget()
+        def detect(images: Sequence[PreparedImage]) -> list[list[DetectionOutput]]:
+            with plan.stopwatch.stage("forward"):
+                if len(images) not in graphs:
+                    graphs[len(images)] = StaticBatch(plan, postprocessor, images)
+                rows = graphs[len(images)].run(images)
+            return detections(plan.model_set.models, rows)
 
-    def forget(self) -> None:
-        """Drop all graphs."""
-        for batch in getattr(self, "_graphs", {}).values():
-            batch.release()
-        self._graphs: dict[int, StaticBatch] = {}
+        def release() -> None:
+            for batch in graphs.values():
+                batch.release()
+            graphs.clear()
 
-    def _static(self, images: Sequence[PreparedImage]) -> "StaticBatch":
-        if not hasattr(self, "_graphs"):
-            self.forget()
-        if len(images) not in self._graphs:
-            self._graphs[len(images)] = StaticBatch(self, images)
-        return self._graphs[len(images)]
+        plan.detect = detect
+        plan.release.append(release)
+        plan.remarks.append("a CUDA graph for each batch size")
 
 
 class StaticBatch:
     """One batch size: buffers at fixed addresses, pinned ones on the host, and on a GPU the graph between them.
 
     Args:
-        implementation: whose forward pass and post-processing are run.
+        plan: whose forward pass is run.
+        postprocessor: of its model set.
         images: a batch of the size; it only gives the shapes.
     """
 
-    def __init__(self, implementation: NetworkImpl, images: Sequence[PreparedImage]) -> None:
-        self._implementation = implementation
-        self._inputs = implementation.model_set.inputs
-        device = implementation.device
-        self._on_gpu = device.type == "cuda"
-        host = [
-            *(implementation.stacked(images, config) for config in self._inputs),
-            *implementation.geometry(images),
-        ]
+    def __init__(self, plan: Plan, postprocessor: PostProcessor, images: Sequence[PreparedImage]) -> None:
+        self._plan = plan
+        self._postprocessor = postprocessor
+        self._inputs = plan.model_set.inputs
+        self._on_gpu = plan.device.type == "cuda"
+        host = [*plan.inputs(images), *plan.geometry(images)]
         self._host = [part.pin_memory() for part in host] if self._on_gpu else host
-        self._device = [part.to(device, copy=True) for part in self._host]
+        self._device = [part.to(plan.device, copy=True) for part in self._host]
         self._graph = self._captured() if self._on_gpu else None
         if self._graph is None:
             self._raw, self._rows = self._compute()
@@ -75,7 +77,7 @@ class StaticBatch:
     def release(self) -> None:
         """Drop the graph, which reads and writes the buffers, before the buffers go."""
         if self._graph is not None:
-            self._implementation.synchronize()
+            synchronize(self._plan.device)
             self._graph.reset()
             self._graph = None
 
@@ -84,7 +86,7 @@ class StaticBatch:
         for buffer, config in zip(self._host, self._inputs, strict=False):
             for place, image in zip(buffer, images, strict=True):
                 place.copy_(image.inputs[config].pixels)
-        for buffer, part in zip(self._host[len(self._inputs) :], self._implementation.geometry(images), strict=True):
+        for buffer, part in zip(self._host[len(self._inputs) :], self._plan.geometry(images), strict=True):
             buffer.copy_(part)
         for target, source in zip(self._device, self._host, strict=True):
             target.copy_(source, non_blocking=True)
@@ -93,18 +95,18 @@ class StaticBatch:
         else:
             self._graph.replay()
         self._answer.copy_(self._rows, non_blocking=True)
-        self._implementation.synchronize()
+        synchronize(self._plan.device)
         if is_complete(self._answer):
             return self._answer[..., :6]
-        return self._implementation.postprocessor.all_candidates(self._raw, *self._device[-2:])
+        return self._postprocessor.all_candidates(self._raw, *self._device[-2:])
 
     def _compute(self) -> tuple[list[RawOutput], torch.Tensor]:
         inputs = dict(zip(self._inputs, self._device, strict=False))
-        raw = self._implementation.forward(inputs)
-        return raw, self._implementation.postprocessor.fixed_shape(raw, *self._device[-2:])
+        raw = self._plan.forward(inputs)
+        return raw, self._postprocessor.fixed_shape(raw, *self._device[-2:])
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        device = self._implementation.device
+        device = self._plan.device
         with _algorithms_measured():
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(device))
@@ -116,26 +118,6 @@ class StaticBatch:
             with _own_workspaces(), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 self._raw, self._rows = self._compute()
         return graph
-
-
-def on_streams(
-    networks: Sequence[tuple[InputConfig, Callable[[torch.Tensor], RawOutput]]], device: torch.device
-) -> Forward:
-    """The forward pass of networks, given with their input configurations, each on a CUDA stream of its own."""
-    streams = [torch.cuda.Stream(device) for _ in networks]  # type: ignore[no-untyped-call]
-
-    def forward(inputs: Inputs) -> list[RawOutput]:
-        main = torch.cuda.current_stream(device)
-        raw = []
-        for (config, network), stream in zip(networks, streams, strict=True):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                raw.append(network(inputs[config]))
-        for stream in streams:
-            main.wait_stream(stream)
-        return raw
-
-    return forward
 
 
 @contextmanager
@@ -155,11 +137,6 @@ def _own_workspaces() -> Iterator[None]:
         yield
     finally:
         clear_workspaces()
-
-
-def clear_workspaces() -> None:
-    """Free what torch keeps for cuBLAS between calls: it counts as allocated, and is made anew when needed."""
-    torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager
