@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from detbench.cli import main
+from detbench.__main__ import main
 from detbench.datasets import fetch
 from detbench.measure.server_process import ServerProcess
 

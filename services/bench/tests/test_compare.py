@@ -13,7 +13,8 @@ from PIL import Image
 from pushgateway_stub import StubPushgateway
 from stub_server import StubServer, entry
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ModelWeights
 from detbench.datasets import Dataset, open_dataset
 from detbench.errors import DatasetError, MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.server_process import ServerProcess
@@ -21,7 +22,6 @@ from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
 from detbench.results import Comparison
-from detbench.schemas import ModelWeights
 
 MODEL = "tf_efficientdet_d0"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from stub_server import BOX, StubServer, entry
 
+from detbench.api.schemas import ModelDetections, ModelWeights
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput
 from detbench.results import Comparison
-from detbench.schemas import ModelDetections, ModelWeights
 
 MODELS = ("first", "second")
 PER_IMAGE = 100

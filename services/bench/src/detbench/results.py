@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from detbench.schemas import ModelWeights
+from detbench.api.schemas import ModelWeights
 
 # The implementation that references are made with, and speed-ups are relative to.
 BASELINE = "baseline"

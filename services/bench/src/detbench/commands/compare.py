@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
+from detbench.api.client import ServerClient
 from detbench.atomic import write_atomically
-from detbench.client import ServerClient
 from detbench.commands.console import print_notes, print_tables
 from detbench.commands.options import (
     add_concurrency_option,

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from detbench.api.schemas import ModelWeights
 from detbench.errors import DatasetError, MalformedOutput
 from detbench.quality.coco_map import Annotations
 from detbench.quality.matching import Detections, ErrorSums, total
 from detbench.quality.outputs import ImageOutput
 from detbench.results import Comparison, ErrorFigures, Gate, GroundTruth
-from detbench.schemas import ModelWeights
 
 # What float32 reassociation leaves, with room: boxes of up to 10^3 px in float32 have a resolution of 6e-5 px, and
 # logits that differ by 1e-5 change a score by 2.5e-6 at most. The largest differences that were seen on a CPU are

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from detbench.api.schemas import ModelWeights
 from detbench.report.answer import answer
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.rows import (
@@ -18,7 +19,6 @@ from detbench.report.rows import (
     rows_of,
 )
 from detbench.results import Comparison, Environment, Sweep
-from detbench.schemas import ModelWeights
 
 
 def terminal_table(sweep: Sweep) -> Table:
