@@ -174,7 +174,8 @@ def test_a_reference_in_the_folder_of_another_kind_of_device_is_refused(detbench
 
 
 def test_a_sweep_and_an_ablation_go_by_the_servers_kind_of_device(detbench, outputs_dir: Path, tmp_path: Path):
-    with StubServer(entry("baseline"), entry("postprocess")) as stub:
+    batched = entry("postprocess", technique="batched", adds_to="baseline")
+    with StubServer(entry("baseline", technique="sequential eager"), batched) as stub:
         stub.latencies_ms = {"baseline": 80.0, "postprocess": 40.0}
         stub.device = "cpu"
         assert detbench("reference", "--host", stub.host) == 0
