@@ -37,8 +37,8 @@ Asks implementations for every image and compares with the reference that `detbe
 Detections with score >= 0.1 are assigned one to one by overlap (IoU >= 0.5); what has no partner counts against
 a zero box and a zero score. The gate is what float32 reassociation leaves: boxes MSE < 1e-4 px², scores MSE < 1e-9,
 no coordinate of a pair 0.05 px and no score 1e-3 apart, all labels equal, nothing missed, nothing spurious. What does
-not claim to be exact is tolerated where its answers are near: mean IoU of the pairs >= 0.95, scores MSE of the pairs
-<= 2.5e-3, labels accuracy >= 0.9, and with annotations at most 0.01 of mAP lost.
+not claim to be exact is tolerated where its answers are near: mean IoU of the pairs >= 0.9, scores MSE of the pairs
+<= 2.5e-3, labels accuracy >= 0.8, and with annotations at most 0.01 of mAP lost.
 
   detbench compare --implementations baseline invalid --model-set mixed
 
