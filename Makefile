@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install bench gpu-bench test test-slow test-stack lint fmt serve locust datasets reference compare report \
-  up down logs bench-stack outputs dashboards lock clean
+  up down logs bench-stack outputs dashboards imports lock clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
 VENV := .venv
@@ -54,10 +54,11 @@ test: lint ## lint, types and tests
 test-slow: install ## parity of every exact implementation, torch.compile, whole sessions (minutes)
 	$(BIN)/pytest -m slow
 
-lint: install ## ruff, mypy and hadolint
+lint: install ## ruff, mypy, import-linter and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy services/inference/src services/bench/src grafana
+	$(BIN)/mypy services/inference/src services/bench/src grafana scripts
+	$(BIN)/lint-imports --no-logo --no-cache
 	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint services/*/Dockerfile; fi
 
 test-stack: install ## the stack on a real Docker engine: build, up, load, kill, down (Debian, root; about 10 minutes)
@@ -109,6 +110,9 @@ bench-stack: ## the sweep in the stack, seen in Grafana; results in the volume `
 
 outputs: ## copy reports and references out of the stack into outputs/
 	$(COMPOSE) cp locust-master:/outputs/. outputs/
+
+imports: install ## draw docs/imports.svg, which part of each package imports which
+	$(BIN)/python scripts/imports_picture.py
 
 dashboards: install ## write grafana/dashboards/*.json from grafana/generate.py
 	$(BIN)/python grafana/generate.py

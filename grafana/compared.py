@@ -40,7 +40,7 @@ COLUMNS = {
     "vram": (
         "VRAM peak",
         "bytes",
-        f"max by (implementation, model_set) (detbench_run_vram_peak_bytes{{{CHOSEN}}})",
+        f"max by (implementation, model_set) (detbench_run_memory_peak_bytes{{{CHOSEN}}})",
     ),
     "boxes": (
         "Boxes MSE (px²)",

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from file_server import FileServer, file_server
 
-from detbench.cli import main
+from detbench.__main__ import main
 from detbench.datasets import Dataset, fetch, open_dataset
 from detbench.measure.server_process import ServerProcess
 
@@ -22,6 +23,13 @@ def data_dir(session_dir: Path) -> Path:
     """A data folder of the session, so that random weights are calibrated once."""
     fetch("sample", session_dir / "data")
     return session_dir / "data"
+
+
+@pytest.fixture
+def files() -> Iterator[FileServer]:
+    """A server of files in the role of the internet."""
+    with file_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 MODEL = "tf_efficientdet_d0"
 BOX = [10.0, 20.0, 110.0, 220.0]
+EMPTY_MB, LOADED_MB, PEAK_MB = 300.0, 500.0, 12.0
 
 
 def entry(name: str, **changes: object) -> dict[str, Any]:
@@ -22,7 +23,9 @@ def entry(name: str, **changes: object) -> dict[str, Any]:
         "model_sets": ["single"],
         "loaded": [],
         "unavailable": None,
+        "recipe": None,
         "technique": "",
+        "adds_to": None,
         "compiles": False,
         "unsupported": {},
     }
@@ -34,8 +37,10 @@ class StubServer:
 
     `latencies_ms` are what `POST /time` answers by implementation, per image of a batch. `boxes` are the answer of
     `POST /infer` by implementation, else BOX. `infer_s` is what that call takes, `load_s` the first load of an
-    implementation. `refusals` are (status, detail) by the end of a path, `device` torch's name of it. `calls` are the
-    paths of every POST, with the query of those to /time. `port` is 0 for any that is free.
+    implementation. `first_loads` are the implementations whose next load is the first on this machine. `refusals` are
+    (status, detail) by the end of a path, `device` torch's name of it. `calls` are the paths of every POST, with the
+    query of those to /time. `port` is 0 for any that is free. Memory is EMPTY_MB and LOADED_MB for each implementation
+    that is loaded, its peak PEAK_MB more.
     """
 
     def __init__(self, *entries: dict[str, Any], port: int = 0) -> None:
@@ -45,6 +50,7 @@ class StubServer:
         self.boxes: dict[str, list[float]] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.calls: list[str] = []
+        self.first_loads: set[str] = set()
         self.infer_s = self.load_s = 0.0
         self.device = "cuda:0"
         self.in_flight = self.most_in_flight = 0
@@ -93,9 +99,7 @@ class StubServer:
         if path == "/implementations":
             return list(self.entries.values())
         if path == "/vram":
-            return {"device": self.device} | dict.fromkeys(
-                ("allocated_mb", "reserved_mb", "peak_mb", "device_used_mb", "device_total_mb"), 812.0
-            )
+            return {"device": self.device} | self._memory()
         if path.startswith("/model-sets/"):
             weights = {"source": "random", "fingerprint": "f" * 64, "num_classes": 90, "configuration": {}}
             taken = {"image_size": (512, 512), "mean": (0.5,) * 3, "std": (0.5,) * 3, "fill_color": (128,) * 3}
@@ -116,10 +120,13 @@ class StubServer:
                     if not self.entries[name]["loaded"]:
                         time.sleep(self.load_s)
                     self.entries[name]["loaded"] = [query["model_set"]]
+                    first = name in self.first_loads
+                    self.first_loads.discard(name)
                 return {
+                    "first": first,
                     "implementation": name,
                     "model_set": query["model_set"],
-                    "load_s": 1.5,
+                    "load_s": 90.5 if first else 1.5,
                     "compile_s": 60.25 if self.entries[name]["compiles"] else None,
                 }
             case ["implementations", name, "kernels"]:
@@ -133,6 +140,15 @@ class StubServer:
                 spread = [0.9, 1.0, 1.1, 1.0]
                 return {"latencies_ms": [latency_ms * spread[i % 4] for i in range(int(query["repeats"]))]}
         return {}
+
+    def _memory(self) -> dict[str, float | None]:
+        now = EMPTY_MB + LOADED_MB * sum(bool(each["loaded"]) for each in self.entries.values())
+        kinds = dict.fromkeys(("resident", "process", "allocated", "reserved", "device_used"), now)
+        found: dict[str, float | None] = {f"{kind}_mb": value for kind, value in kinds.items()}
+        found |= {f"{kind}_peak_mb": now + PEAK_MB for kind in ("resident", "process", "allocated", "reserved")}
+        found["device_total_mb"] = 80_000.0
+        on_cpu = self.device == "cpu"
+        return {name: None if on_cpu and not name.startswith("resident") else value for name, value in found.items()}
 
     def _infer(self, name: str) -> object:
         with self._lock:

@@ -1,8 +1,7 @@
-"""The ablation: its arithmetic by hand, and whole runs against a thin server."""
+"""The ablation: whole runs against a thin server, which names the rows."""
 
 import csv
 import json
-import math
 import os
 import signal
 import subprocess
@@ -13,32 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_reports import Page
 from stub_server import StubServer, entry
-from test_report import Page
 
-from detbench.measure.ablation import CHAIN, repeats_within
-from detbench.measure.attribution import gains
+from detbench.measure.ablation import repeats_within
 
-LATENCIES_MS = {
-    "baseline": 80.0,
-    "postprocess": 40.0,
-    "channels-last": 50.0,
-    "folded": 40.0,
-    "compiled": 20.0,
-    "grouped": 25.0,
-    "fused": 10.0,
-    "fused-bf16": 5.0,
+# Technique, the row that it is added to, and latency.
+ROWS: dict[str, tuple[str, str | None, float]] = {
+    "baseline": ("sequential eager", None, 80.0),
+    "postprocess": ("batched post-processing", "baseline", 40.0),
+    "channels-last": ("channels_last", "postprocess", 50.0),
+    "folded": ("batch norm folded", "channels-last", 40.0),
+    "compiled": ("torch.compile", "folded", 20.0),
+    "grouped": ("stacking", "folded", 25.0),
+    "fastest": ("fastest of all", None, 10.0),
+    "fastest-bf16": ("bf16", "fastest", 5.0),
 }
+
+
+def ablation_entries() -> list[dict[str, Any]]:
+    """`ROWS` as the server lists them, and `invalid`, which is no row."""
+    entries = [entry(name, technique=technique, adds_to=parent) for name, (technique, parent, _) in ROWS.items()]
+    named = {each["name"]: each for each in entries}
+    named["compiled"]["compiles"] = named["fastest"]["compiles"] = True
+    named["folded"]["recipe"] = {"layout": "channels_last", "fold": True}
+    named["fastest-bf16"].update(exact=False, precision="bf16")
+    return [*entries, entry("invalid", exact=False)]
 
 
 @pytest.fixture
 def stub() -> Iterator[StubServer]:
-    entries = [entry(name) for name in CHAIN]
-    with StubServer(*entries, entry("invalid", exact=False)) as running:
-        running.entries["compiled"]["compiles"] = True
-        running.entries["fused"].update(compiles=True, technique="CUDA graphs")
-        running.entries["fused-bf16"].update(exact=False, precision="bf16")
-        running.latencies_ms = dict(LATENCIES_MS)
+    with StubServer(*ablation_entries()) as running:
+        running.latencies_ms = {name: latency_ms for name, (_, _, latency_ms) in ROWS.items()}
         yield running
 
 
@@ -51,42 +56,6 @@ def measured(outputs_dir: Path) -> dict[str, Any]:
     return json.loads((the_run(outputs_dir) / "ablation.json").read_text())
 
 
-def test_shares_are_of_logarithms_and_add_up_to_one_at_the_fastest_right_step():
-    found = gains([80, 40, 50, 10, 5], [True, True, True, True, False], 80)
-    assert [gain.speedup for gain in found] == [1, 2, 1.6, 8, 16]
-    assert [gain.factor for gain in found] == [None, 2, 0.8, 5, 2]
-    shares = [gain.share for gain in found]
-    assert shares[0] is None
-    assert shares[1] == pytest.approx(math.log(2) / math.log(8))
-    assert shares[2] == pytest.approx(math.log(0.8) / math.log(8))
-    assert shares[2] < 0
-    assert sum(shares[1:4]) == pytest.approx(1)
-    assert shares[4] == pytest.approx(1 / 3)
-
-
-def test_a_step_that_was_not_measured_leaves_its_share_to_its_successor():
-    first, missing, last = gains([80, None, 20], [True, True, True], 80)
-    assert missing is None
-    assert (last.factor, last.share) == (4, 1)
-    assert first.factor is None
-
-
-@pytest.mark.parametrize("latencies", [[80, 90, 100], [80, 80], [80]])
-def test_where_nothing_is_faster_there_are_no_shares(latencies):
-    assert {gain.share for gain in gains(latencies, [True] * len(latencies), 80)} == {None}
-
-
-def test_without_a_baseline_there_are_factors_only():
-    first, second = gains([40, 20], [True, True], None)
-    assert (first.speedup, first.factor, first.share) == (None, None, None)
-    assert (second.speedup, second.factor, second.share) == (None, 2, None)
-
-
-def test_a_faster_step_that_is_wrong_is_not_what_shares_are_of():
-    found = gains([80, 40, 1], [True, True, False], 80)
-    assert found[1].share == 1
-
-
 @pytest.mark.parametrize(("latency_ms", "repeats"), [(1, 200), (100, 100), (10_000, 5), (0, 200)])
 def test_repeats_fill_the_time_within_bounds(latency_ms: float, repeats: int):
     assert repeats_within(10, [latency_ms] * 5) == repeats
@@ -96,46 +65,60 @@ def test_an_ablation_measures_every_step_alone_and_reports(detbench, stub: StubS
     ablation = ("run", "--ablation", "--host", stub.host, "--max-images", "2", "--concurrency", "2")
     assert detbench(*ablation, "--batch-sizes", "4", "1") == 0
     found = measured(tmp_path / "outputs")
-    assert [step["implementation"]["name"] for step in found["steps"]] == list(CHAIN)
-    assert [step["label"] for step in found["steps"]] == [*list(CHAIN.values())[:6], "+ CUDA graphs", "+ bf16"]
+    assert [step["implementation"]["name"] for step in found["steps"]] == list(ROWS)
+    assert [step["label"] for step in found["steps"]] == [
+        technique if parent is None else f"+ {technique}" for technique, parent, _ in ROWS.values()
+    ]
     assert (found["problems"], found["left_out"], found["settings"]["batch_sizes"]) == ([], {}, [1, 4])
     assert found["ended"]
     for step in found["steps"]:
         info = step["implementation"]
         assert (info["load_s"], info["kernels_per_request"]) == (1.5, 1234)
-        assert info["compile_s"] == (60.25 if info["name"] in ("compiled", "fused") else None)
+        assert info["compile_s"] == (60.25 if info["name"] in ("compiled", "fastest") else None)
+        assert info["recipe"] == ({"layout": "channels_last", "fold": True} if info["name"] == "folded" else None)
         for timing, batch_size in zip(step["timings"], (1, 4), strict=True):
-            latency_ms = LATENCIES_MS[info["name"]] * batch_size
+            latency_ms = ROWS[info["name"]][2] * batch_size
             assert timing["median_ms"] == pytest.approx(latency_ms)
             assert timing["lower_quartile_ms"] <= latency_ms <= timing["upper_quartile_ms"]
-            assert timing["images_per_s"] == pytest.approx(1e3 / LATENCIES_MS[info["name"]])
-            assert timing["gain"]["speedup"] == pytest.approx(80 / LATENCIES_MS[info["name"]])
-            assert timing["vram"]["peak_mb"] == 812
+            assert timing["images_per_s"] == pytest.approx(1e3 / ROWS[info["name"]][2])
+            assert timing["gain"]["speedup"] == pytest.approx(80 / ROWS[info["name"]][2])
+            assert timing["memory"]["process_peak_mb"] == 812
+            assert timing["memory"]["empty_mb"] is None  # somebody's server
             assert len(timing["latencies_ms"]) == min(200, int(10_000 / latency_ms))
         assert step["comparison"]["gate"]["passed"]
-    shares = {step["implementation"]["name"]: step["timings"][0]["gain"]["share"] for step in found["steps"]}
+    gains = {step["implementation"]["name"]: step["timings"][0]["gain"] for step in found["steps"]}
+    shares = {name: gain["share"] for name, gain in gains.items()}
     assert shares["channels-last"] < 0
-    assert sum(shares[name] for name in list(CHAIN)[1:7]) == pytest.approx(1)
+    assert [name for name, gain in gains.items() if not gain["on_path"]] == ["grouped", "fastest-bf16"]
+    assert sum(share for name, share in shares.items() if share and gains[name]["on_path"]) == pytest.approx(1)
+    assert gains["grouped"]["versus"] == "folded"
+    assert gains["fastest"]["versus"] == "compiled"
 
     run_dir = the_run(tmp_path / "outputs")
     with (run_dir / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["batch_size"], row["implementation"]) for row in rows] == [(b, n) for b in "14" for n in CHAIN]
+    assert [(row["batch_size"], row["implementation"]) for row in rows] == [(b, n) for b in "14" for n in ROWS]
     assert [float(row["share"] or 0) for row in rows[:8]] == [share or 0 for share in shares.values()]
     markdown = (run_dir / "ablation.md").read_text()
-    assert "| 1 | + CUDA graphs | fused | 10.0 | 9.0–10.2 | 100 | 8.00× | 2.50× | 44 % | 812 |" in markdown
-    assert "| baseline | reference | fp32 | 1.5 | – | 1,234 | 0 | 0 | 1.0000 | 1.0000 | passed |" in markdown
+    assert (
+        "| 1 | fastest of all | fastest | 10.0 | 9.0–10.2 | 100 | 8.00× | compiled | 2.00× | 33 % | 812 |" in markdown
+    )
+    assert "| 1 | + stacking | grouped | 25.0 | 22.5–25.6 | 40 | 3.20× | folded | 1.60× | (23 %) | 812 |" in markdown
+    assert "| baseline | reference | fp32 | 1.5 | – | – | 1,234 | n/a | 0 | 0 | 1.0000 | 1.0000 | passed |" in markdown
     page = Page((run_dir / "ablation.html").read_text())
     assert page.loaded == []
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("svg") == 3
-    assert "fused is the fastest exact step: 10.0 ms for 1 image, 8.00 times baseline" in page.text
+    assert (
+        "The fastest exact row is fastest: 10.0 ms for 1 image, 8.00 times baseline, with 812 MB at its peak. Most of "
+        "it comes from"
+    ) in page.text
     printed = capsys.readouterr().out
     assert "compiled: loading (torch.compile: minutes the first time)" in printed
     assert str(run_dir / "ablation.html") in printed.replace("\n", "")
 
 
-def test_one_is_loaded_at_a_time_and_its_vram_peak_is_its_own(detbench, stub: StubServer):
+def test_a_server_of_somebody_holds_one_at_a_time_in_the_order_of_the_names(detbench, stub: StubServer, tmp_path: Path):
     stub.entries["invalid"]["loaded"] = ["single"]
     steps = ("--implementations", "folded", "baseline", "--repeats", "7")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
@@ -143,38 +126,59 @@ def test_one_is_loaded_at_a_time_and_its_vram_peak_is_its_own(detbench, stub: St
     in_turn = [
         [
             f"/implementations/{name}/load",
+            f"/time/{name} 1 x 1",
             "/vram/reset",
             f"/time/{name} 1 x 7",
             f"/implementations/{name}/unload",
             f"/implementations/{name}/kernels",
         ]
-        for name in ("baseline", "folded")
+        for name in ("folded", "baseline")
     ]
     reference = ["/implementations/baseline/load", "/implementations/baseline/unload"]
     assert [call for call in calls if "invalid" not in call] == [*reference, *in_turn[0], *in_turn[1]]
     assert calls.index("/implementations/invalid/unload") < calls.index("/vram/reset")
+    found = measured(tmp_path / "outputs")
+    assert found["settings"]["order"] == ["folded", "baseline"]
+    assert [step["implementation"]["name"] for step in found["steps"]] == ["baseline", "folded"]
+    assert found["steps"][1]["timings"][0]["gain"]["versus"] == "baseline"
+
+
+def test_a_server_of_somebody_is_measured_after_a_first_load_and_the_report_says_so(
+    detbench, stub: StubServer, tmp_path: Path
+):
+    stub.first_loads = {"compiled"}
+    steps = ("--implementations", "compiled", "--repeats", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    (step,) = measured(tmp_path / "outputs")["steps"]
+    assert (step["implementation"]["load_s"], step["implementation"]["first_load_s"]) == (90.5, 90.5)
+    assert stub.calls.count("/implementations/compiled/load") == 1
 
 
 def test_what_cannot_run_is_left_out_with_the_reason(detbench, stub: StubServer, tmp_path: Path):
-    del stub.entries["grouped"]
     stub.entries["compiled"]["unavailable"] = "there is no compiler"
-    stub.entries["fused"]["unsupported"] = {"single": "no two members match"}
+    stub.entries["fastest"]["unsupported"] = {"single": "no two members match"}
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", "--repeats", "5") == 0
     found = measured(tmp_path / "outputs")
-    assert found["left_out"] == {
-        "compiled": "there is no compiler",
-        "grouped": "the server does not have it",
-        "fused": "no two members match",
-    }
-    assert len(found["steps"]) == 5
+    assert found["left_out"] == {"compiled": "there is no compiler", "fastest": "no two members match"}
+    assert len(found["steps"]) == 6
+    assert found["steps"][-1]["timings"][0]["gain"]["versus"] == "grouped"  # fastest-bf16, over the absent fastest
     report = (the_run(tmp_path / "outputs") / "ablation.md").read_text()
-    assert "- fused is left out: no two members match" in report
+    assert "- fastest is left out: no two members match" in report
+
+
+def test_a_row_that_the_server_adds_appears_with_nothing_else_edited(detbench, stub: StubServer, tmp_path: Path):
+    stub.entries["mine"] = entry("mine", technique="my technique", adds_to="folded")
+    stub.latencies_ms["mine"] = 30.0
+    steps = ("--implementations", "baseline", "folded", "mine", "--repeats", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    report = (the_run(tmp_path / "outputs") / "ablation.md").read_text()
+    assert "| 1 | + my technique | mine | 30.0 | 27.0–30.0 | 33.3 | 2.67× | folded | 1.33× | 29 % | 812 |" in report
 
 
 def test_a_step_that_fails_is_a_problem_and_the_others_are_measured(detbench, stub: StubServer, tmp_path: Path):
     stub.refusals = {"/folded/load": (503, "out of memory"), "/time/grouped": (409, "cannot run that")}
     stub.boxes["channels-last"] = [12.0, 20.0, 110.0, 220.0]
-    stub.boxes["fused-bf16"] = [11.0, 20.0, 110.0, 220.0]
+    stub.boxes["fastest-bf16"] = [11.0, 20.0, 110.0, 220.0]
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", "--repeats", "5") == 1
     found = measured(tmp_path / "outputs")
     exact, folded, grouped = found["problems"]
@@ -183,12 +187,12 @@ def test_a_step_that_fails_is_a_problem_and_the_others_are_measured(detbench, st
     assert folded.endswith("out of memory")
     assert grouped.startswith("grouped, batches of 1: ")
     steps = {step["implementation"]["name"]: step for step in found["steps"]}
-    assert list(steps) == [name for name in CHAIN if name != "folded"]
+    assert list(steps) == [name for name in ROWS if name != "folded"]
     assert steps["grouped"]["timings"] == []
     assert steps["grouped"]["comparison"]["gate"]["passed"]
-    # What follows a step that was not timed is compared with the step before it.
-    assert steps["fused"]["timings"][0]["gain"]["factor"] == 2
-    assert steps["fused-bf16"]["timings"][0]["gain"]["speedup"] == 16
+    # folded was not measured, and what it adds to is wrong.
+    assert steps["compiled"]["timings"][0]["gain"]["versus"] == "postprocess"
+    assert steps["fastest-bf16"]["timings"][0]["gain"]["speedup"] == 16
 
 
 def test_where_kernels_cannot_be_counted_the_cell_is_not_applicable_and_a_line_says_why(
@@ -202,7 +206,7 @@ def test_where_kernels_cannot_be_counted_the_cell_is_not_applicable_and_a_line_s
     assert all(step["comparison"] for step in found["steps"])
     assert "kernels per request are n/a" in capsys.readouterr().out.replace("\n", " ")
     report = (the_run(tmp_path / "outputs") / "ablation.md").read_text()
-    assert "| folded | exact | fp32 | 1.5 | – | n/a |" in report
+    assert "| folded | exact | fp32 | 1.5 | – | – | n/a |" in report
 
 
 def test_without_a_reference_the_speed_is_measured_all_the_same(detbench, stub: StubServer, tmp_path: Path):
@@ -214,16 +218,17 @@ def test_without_a_reference_the_speed_is_measured_all_the_same(detbench, stub: 
     assert [(len(step["timings"]), step["comparison"]) for step in found["steps"]] == [(1, None)] * 2
     page = (the_run(tmp_path / "outputs") / "ablation.html").read_text()
     assert "The outputs were not compared" in page
-    assert "postprocess is the fastest step that claims to be exact (it was not compared): 40.0 ms for 1 image" in page
+    assert "The fastest row that claims to be exact (it was not compared) is postprocess: 40.0 ms for 1 image" in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--ablation", "--implementations", "invalid"), "'invalid' is no step of the ablation; those are baseline"),
-        (("--ablation", "--model-set", "other"), "no step can run: baseline: it cannot run other"),
+        (("--ablation", "--implementations", "invalid"), "'invalid' is no row of the ablation; those are baseline"),
+        (("--ablation", "--model-set", "other"), "no row can run: baseline: it cannot run other"),
         (("--repeats", "5"), "add --ablation"),
         (("--batch-sizes", "4"), "add --ablation"),
+        (("--reverse",), "add --ablation"),
     ],
 )
 def test_what_is_no_ablation_is_told_in_one_line(detbench, stub: StubServer, capsys, arguments, reason: str):

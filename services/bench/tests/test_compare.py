@@ -13,14 +13,15 @@ from PIL import Image
 from pushgateway_stub import StubPushgateway
 from stub_server import StubServer, entry
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ModelWeights
 from detbench.datasets import Dataset, open_dataset
 from detbench.errors import DatasetError, MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.server_process import ServerProcess
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
-from detbench.results import Comparison, ModelWeights
+from detbench.results import Comparison
 
 MODEL = "tf_efficientdet_d0"
 
@@ -74,7 +75,7 @@ def test_reference_then_compare(detbench, server: ServerProcess, outputs_dir: Pa
     assert invalid["overall"]["boxes_mse"] > 100
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines()]
-    assert ["baseline", "all", *["0.00e+00"] * 2, *["1.0000"] * 2, "0", "0", "exact", "passed"] in rows
+    assert ["baseline", "all", *["0"] * 6, *["1.0000"] * 2, "0", "0", "exact", "passed"] in rows
     assert ["not", "exact", "failed"] in [row[-3:] for row in rows]
     assert {row[1] for row in rows if row[:1] == ["invalid"]} == {MODEL, "all"}  # whole names
 
@@ -173,7 +174,8 @@ def test_a_reference_in_the_folder_of_another_kind_of_device_is_refused(detbench
 
 
 def test_a_sweep_and_an_ablation_go_by_the_servers_kind_of_device(detbench, outputs_dir: Path, tmp_path: Path):
-    with StubServer(entry("baseline"), entry("postprocess")) as stub:
+    batched = entry("postprocess", technique="batched", adds_to="baseline")
+    with StubServer(entry("baseline", technique="sequential eager"), batched) as stub:
         stub.latencies_ms = {"baseline": 80.0, "postprocess": 40.0}
         stub.device = "cpu"
         assert detbench("reference", "--host", stub.host) == 0
@@ -288,14 +290,15 @@ def test_after_a_failure_no_further_photo_is_asked_for(sample: Dataset, tmp_path
     assert len(stub.calls) < 8
 
 
-def test_compare_tells_the_largest_batch(detbench, outputs_dir: Path, capsys):
+def test_compare_tells_the_batches(detbench, outputs_dir: Path, capsys):
     with StubServer(entry("baseline"), entry("other")) as stub:
         stub.infer_s = 0.2
         assert detbench("reference", "--host", stub.host) == 0
         assert detbench("compare", "--host", stub.host, "--concurrency", "4") == 0
     found = json.loads((outputs_dir / "compare" / "single.json").read_text())
-    assert [each["largest_batch"] for each in found] == [4, 4]
-    assert "4 images of sample, 4 at a time (largest batch: baseline 4, other 4)" in capsys.readouterr().out
+    assert [each["batch_sizes"] for each in found] == [{"1": 1, "2": 1, "3": 1, "4": 1}] * 2
+    printed = capsys.readouterr().out
+    assert "4 images of sample, 4 at a time (batches: baseline 1 (1 image), 2 (1 image), 3 (1 image)" in printed
 
 
 def test_what_compiles_is_left_out_unless_it_is_named(detbench, outputs_dir: Path, capsys):
@@ -324,8 +327,8 @@ def test_what_compiles_is_left_out_unless_it_is_named(detbench, outputs_dir: Pat
 
 def test_more_in_flight_than_a_queue_holds_is_refused(detbench, capsys):
     with pytest.raises(SystemExit):
-        detbench("compare", "--concurrency", "17")
-    assert "must be 16 or less" in capsys.readouterr().err
+        detbench("compare", "--concurrency", "33")
+    assert "must be 32 or less" in capsys.readouterr().err
 
 
 def test_a_comparison_that_is_broken_off_keeps_what_was_compared(detbench, outputs_dir: Path, monkeypatch):

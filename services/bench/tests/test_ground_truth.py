@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_datasets import TESTDATA
+from test_folders import TESTDATA
 
-from detbench.client import ModelDetections
+from detbench.api.schemas import ModelDetections, ModelWeights
 from detbench.errors import DatasetError
 from detbench.quality.coco_map import Annotations
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput
-from detbench.results import Comparison, ModelWeights
+from detbench.results import Comparison
 
 MODEL = "fish"
 ODD = TESTDATA / "odd" / "coco"

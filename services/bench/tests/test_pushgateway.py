@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from made_reports import START, comparison, run
 from prometheus_client.parser import text_string_to_metric_families
 from pushgateway_stub import StubPushgateway
-from test_report import START, comparison, run
 
 from detbench.measure.pushgateway import push_comparisons, push_runs
 from detbench.measure.server_process import free_port
@@ -53,41 +53,48 @@ def figures(gateway: str, name: str, *labels: str) -> dict[tuple[str, ...], floa
 
 
 def test_a_slower_run_of_today_replaces_yesterdays_with_all_its_numbers_of_users(gateway: str):
-    push_runs([run("fused", users, rps) for users, rps in ((1, 20), (16, 90))], gateway)
+    push_runs([run("fastest", users, rps) for users, rps in ((1, 20), (16, 90))], gateway)
     push_runs([run("baseline", 1, 7)], gateway)
-    push_runs([run("fused", 1, 10)], gateway)
-    assert figures(gateway, "detbench_run_rps", "implementation", "users") == {("fused", "1"): 10, ("baseline", "1"): 7}
-    push_runs([run("fused", 1, 10), run("fused", 4, 12)], gateway)
+    push_runs([run("fastest", 1, 10)], gateway)
+    found = figures(gateway, "detbench_run_rps", "implementation", "users")
+    assert found == {("fastest", "1"): 10, ("baseline", "1"): 7}
+    push_runs([run("fastest", 1, 10), run("fastest", 4, 12)], gateway)
     assert figures(gateway, "detbench_run_rps", "implementation", "users") == {
-        **{("fused", "1"): 10, ("fused", "4"): 12, ("baseline", "1"): 7},
+        **{("fastest", "1"): 10, ("fastest", "4"): 12, ("baseline", "1"): 7},
     }
 
 
 def test_a_run_that_failed_leaves_no_figure_of_an_earlier_one(gateway: str):
-    push_runs([run("fused", 1, 20)], gateway)
+    push_runs([run("fastest", 1, 20)], gateway)
     ended = START + timedelta(days=1)
-    failed = run("fused", 1, 20).model_copy(update={"status": "failed", "load": None, "vram": None, "ended": ended})
+    failed = run("fastest", 1, 20).model_copy(update={"status": "failed", "load": None, "memory": None, "ended": ended})
     push_runs([failed], gateway)
-    for name in ("detbench_run_rps", "detbench_run_latency_seconds", "detbench_run_failures"):
+    names = ("rps", "latency_seconds", "failures", "memory_peak_bytes")
+    for name in (f"detbench_run_{name}" for name in names):
         assert figures(gateway, name, "implementation") == {}
     assert figures(gateway, "detbench_run_timestamp_seconds", "users") == {("1",): ended.timestamp()}
 
 
+def test_the_memory_peak_of_a_run_is_in_bytes(gateway: str):
+    push_runs([run("baseline", 1, 20)], gateway)
+    assert figures(gateway, "detbench_run_memory_peak_bytes", "users") == {("1",): pytest.approx(1234.4e6)}
+
+
 def test_a_run_of_another_model_set_replaces_nothing(gateway: str):
-    push_runs([run("fused", 1, 20)], gateway)
-    push_runs([run("fused", 1, 30).model_copy(update={"model_set": "uniform"})], gateway)
+    push_runs([run("fastest", 1, 20)], gateway)
+    push_runs([run("fastest", 1, 30).model_copy(update={"model_set": "uniform"})], gateway)
     assert figures(gateway, "detbench_run_rps", "model_set") == {("mixed",): 20, ("uniform",): 30}
 
 
 def test_a_comparison_replaces_models_that_are_no_longer_in_the_set(gateway: str):
-    before = comparison("fused", 2e-7)
+    before = comparison("fastest", 2e-7)
     push_comparisons([before], gateway)
     assert len(figures(gateway, "detbench_boxes_mse", "model")) == 3
     first = dict(list(before.per_model.items())[:1])
     began = time.time()
     push_comparisons([before.model_copy(update={"per_model": first})], gateway)
     assert set(figures(gateway, "detbench_boxes_mse", "model")) == {("all",), tuple(first)}
-    assert figures(gateway, "detbench_compare_timestamp_seconds", "implementation")["fused",] >= began
+    assert figures(gateway, "detbench_compare_timestamp_seconds", "implementation")["fastest",] >= began
 
 
 def test_figures_go_to_the_pushgateway_and_through_no_proxy(gateway: str, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -95,12 +102,12 @@ def test_figures_go_to_the_pushgateway_and_through_no_proxy(gateway: str, monkey
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("BENCHMARK_PUSHGATEWAY_URL", f"{gateway}/")
-    push_runs([run("fused", 1, 20)])
+    push_runs([run("fastest", 1, 20)])
     assert capsys.readouterr().err == ""
     assert len(figures(gateway, "detbench_run_rps", "users")) == 1
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[", "nonsense://x"])
 def test_a_pushgateway_that_cannot_be_reached_costs_a_warning(url: str, capsys):
-    push_runs([run("fused", 1, 20)], url)
+    push_runs([run("fastest", 1, 20)], url)
     assert "did not take the figures" in capsys.readouterr().err

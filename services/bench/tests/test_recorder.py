@@ -2,7 +2,7 @@
 
 import pytest
 
-from detbench.client import Inference
+from detbench.api.schemas import Inference
 from detbench.load.measure import warnings_of
 from detbench.load.recorder import Recorder
 

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,9 +50,34 @@ def results(run_dir: Path) -> dict:
     return json.loads((run_dir / "results.json").read_text())
 
 
+@contextlib.contextmanager
+def peaks_of_new_servers() -> Iterator[dict[int, float]]:
+    """Peak resident memory of each server that this process starts meanwhile, MB, as /proc has said last; by pid."""
+    known, found, ended = {child.pid for child in psutil.Process().children()}, {}, threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error, OSError):
+                    if child.pid in known or child.cmdline()[-2:] != ["-m", "detserver"]:
+                        continue
+                    if peak := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child.pid}/status").read_text()):
+                        found[child.pid] = int(peak[1]) * 1024 / 1e6
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@pytest.mark.timeout(600)  # three servers, and two processes that count kernels, where others use the cores too
 def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys):
     sweep = ("run", "--implementations", "baseline", "invalid", "--users", "1", "2", "--duration", "3", "--warmup", "1")
-    assert detbench(*sweep, "--compare-outputs", "--max-images", "2") == 0
+    with peaks_of_new_servers() as peaks_mb:
+        assert detbench(*sweep, "--compare-outputs", "--max-images", "2") == 0
     run_dir = only_run(tmp_path / "outputs")
     found = results(run_dir)
     assert [(run["implementation"], run["users"], run["status"]) for run in found["runs"]] == [
@@ -63,6 +90,12 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
         assert load["rps"] * load["latency"]["mean_ms"] / 1e3 == pytest.approx(run["users"], rel=0.35)
         before, device = {"receive", "wait", "decode", "preprocess", "queue"}, {"forward", "postprocess"}
         assert set(load["stages_ms"]) == before | device | {"serialise"}
+    # A server to ask, and one of each implementation, whose memory is the process's as the system counts it.
+    _, *own_peaks_mb = peaks_mb.values()
+    for name, peak_mb in zip(("baseline", "invalid"), own_peaks_mb, strict=True):
+        memory = [run["memory"] for run in found["runs"] if run["implementation"] == name][-1]
+        assert memory["resident_peak_mb"] == pytest.approx(peak_mb, rel=0.05)
+        assert memory["empty_mb"] < memory["resident_peak_mb"]
     baseline, invalid = found["comparisons"]
     assert baseline["gate"]["passed"] is True
     assert invalid["gate"]["passed"] is False
@@ -76,6 +109,7 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
     with (run_dir / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["rps"]) for row in rows] == [run["load"]["rps"] for run in found["runs"]]
+    assert all(float(row["memory_peak_mb"]) > 0 for row in rows)
     assert (run_dir / "report.html").stat().st_size > 10_000
     assert {path.name for path in (run_dir / "detections").iterdir()} == {
         "reference.json",
@@ -92,7 +126,7 @@ def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings,
     environment = os.environ | settings | {"BENCHMARK_OUTPUTS_DIR": str(tmp_path), "BENCHMARK_DATA_DIR": str(data_dir)}
     arguments = ("--model-set", "single", "--implementations", "invalid", "baseline", "--users", "1", "2")
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "detbench.cli", "run", *arguments, "--duration", "4", "--warmup", "1"],
+        [sys.executable, "-m", "detbench.__main__", "run", *arguments, "--duration", "4", "--warmup", "1"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -111,7 +145,7 @@ def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings,
     found = results(only_run(tmp_path))
     states = [(run["implementation"], run["users"], run["status"]) for run in found["runs"]]
     assert states[:2] == [("invalid", 1, "ok"), ("invalid", 2, "failed")]
-    # The server is started again for the next implementation.
+    # The next implementation has a server of its own.
     assert states[2:] == [("baseline", 1, "ok"), ("baseline", 2, "ok")]
     assert found["runs"][0] == runs[0]
     assert "exit status -9" in found["runs"][1]["reason"]
@@ -133,7 +167,7 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["DETSERVER_PORT"])), Handler
 """
 
 
-def test_a_server_that_has_failed_is_waited_for_and_started_again(server: ServerProcess, tmp_path: Path, monkeypatch):
+def test_a_server_that_has_failed_is_waited_for(server: ServerProcess, tmp_path: Path, monkeypatch):
     assert not server.ended()
     (tmp_path / "detserver.py").write_text(FAILED_SERVER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -22,6 +22,15 @@ from detserver.models.weights import WeightsStore
 from detserver.preprocess import letterbox
 from detserver.settings import Settings
 
+# Of the model sets that every figure in docs/results was measured with.
+FINGERPRINTS = {
+    ("tf_efficientdet_d0", 90): "3e623b3995b23919ddef1bcbe9c31b64e89c9dce016649babd79eb27e796f779",
+    ("tf_efficientdet_d1", 90): "55ddb8d5aac28894baf8b792d1af2ca85897aa12e41ce9fc65ba224030e58c6d",
+    ("tf_efficientdet_d2", 90): "d3fadbf0ff3feb5d03f2645cbf81ae1f0ca39dbc793b56d3135638fb6c108a61",
+    ("tf_efficientdet_d0", 7): "b42dd6180918622afb40020f3eb266aaccf5fa761de5e0fd4ea0506a036d799b",
+    ("tf_efficientdet_d0", 20): "f167e85715b3315e16c786dfb491b5231d7b2b5363abdc2bd0651d7400656eed",
+}
+
 Detector = Callable[[str, int], DetBenchPredict]
 
 SEED = Settings().seed
@@ -83,6 +92,13 @@ def test_a_few_boxes_stand_out_in_photographs_of_every_kind(
     photos = [path for folder in ("aquarium", "coco_val2017") for path in sorted((TESTDATA / folder).glob("images/*"))]
     for photo in photos[:: len(photos) // 5]:
         assert_scores_are_spread(detector(architecture, num_classes), photo)
+
+
+@pytest.mark.parametrize("model", [model for each in BUILT_IN for model in each.models], ids=lambda model: model.name)
+def test_the_weights_of_the_built_in_sets_are_those_that_figures_were_measured_with(
+    store: WeightsStore, model: ModelSpec
+) -> None:
+    assert store.get(model).fingerprint == FINGERPRINTS[model.architecture, model.num_classes]
 
 
 @pytest.mark.slow

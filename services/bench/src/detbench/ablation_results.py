@@ -5,18 +5,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from detbench.results import Comparison, Environment, ImplementationInfo, ModelWeights, Record, Vram
+from detbench.api.schemas import ModelWeights
+from detbench.results import Comparison, Environment, ImplementationInfo, Memory, Record
 
 
 class Gain(Record):
-    """What one step is worth at one batch size; None where there is nothing to compare with."""
+    """What one row is worth at one batch size; None where there is nothing to compare with."""
 
-    speedup: float | None = Field(description="baseline's latency over this step's")
-    factor: float | None = Field(
-        description="latency of the last step before this one that was measured, over this one's"
-    )
+    speedup: float | None = Field(description="baseline's latency over this row's")
+    versus: str | None = Field(description="the row that `factor` compares with: what this one adds its technique to")
+    factor: float | None = Field(description="latency of the row `versus` over this row's")
     share: float | None = Field(
-        description="log(factor) over the log of the speed-up of the fastest exact step; negative where it is slower"
+        description="log(factor) over the log of the speed-up of the fastest exact row; negative where it is slower"
+    )
+    on_path: bool = Field(
+        description="whether it lies on the path from baseline to the fastest exact row, whose shares add up to 1"
     )
 
 
@@ -29,12 +32,12 @@ class Timing(Record):
     lower_quartile_ms: float
     upper_quartile_ms: float
     images_per_s: float = Field(description="batch_size / median")
-    vram: Vram
+    memory: Memory
     gain: Gain | None = None
 
 
 class Step(Record):
-    """One technique on top of those before it, and what it measured until it ended or failed."""
+    """One row of the ablation, and what it measured until it ended or failed."""
 
     label: str
     implementation: ImplementationInfo
@@ -57,22 +60,28 @@ class AblationSettings(Record):
     model_set: str
     batch_sizes: list[int] = Field(description="ascending")
     repeats: int | None = Field(description="timed batches of each cell; None: as many as about 10 s hold")
+    order: list[str] = Field(description="the rows in the order in which they were to be measured")
     dataset: str
     images: int
     concurrency: int = Field(description="requests in flight while outputs are compared")
-    host: str
+    host: str | None = Field(
+        description="base URL of the server that measured all; None: each row had a server of its own"
+    )
     server: dict[str, str | int | float | bool | None] = Field(description="the server's settings, as it reports them")
 
 
 class Ablation(Record):
     """Everything that one `detbench run --ablation` measured."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     started: datetime
     ended: datetime | None = Field(default=None, description="None while it runs, and for ever when it was killed")
     settings: AblationSettings
     environment: Environment
     weights: list[ModelWeights]
-    steps: list[Step] = Field(default_factory=list)
+    adds_to: dict[str, str | None] = Field(
+        description="each implementation of the server, in its order, to the one that it adds one technique to"
+    )
+    steps: list[Step] = Field(default_factory=list, description="in the order of `adds_to`, however they were measured")
     left_out: dict[str, str] = Field(default_factory=dict, description="implementation to why it is no step")
     problems: list[str] = Field(default_factory=list, description="what ended badly, one line each; empty is success")

@@ -4,36 +4,20 @@ Times are seconds and sizes bytes, unless a name says otherwise: `_ms` and `_mb`
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from detbench.api.schemas import ModelWeights
+
 # The implementation that references are made with, and speed-ups are relative to.
 BASELINE = "baseline"
-
-WeightsSource = Literal["pretrained", "local", "random"]
 
 
 class Record(BaseModel):
     """A frozen record; unknown fields are an error, so that a typo cannot lose a measurement."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelWeights(Record):
-    """One detector of a model set and where its weights come from."""
-
-    model_name: str
-    architecture: str = Field(description="effdet's name of the architecture, e.g. tf_efficientdet_d0")
-    num_classes: int
-    image_size: tuple[int, int] = Field(description="height and width of the network input, pixels")
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-    fill_color: tuple[int, int, int]
-    configuration: dict[str, Any] = Field(description="effdet's keys that are not the architecture's own")
-    source: WeightsSource
-    fingerprint: str = Field(description="SHA-256 of names and values of all parameters and buffers, hex")
 
 
 class Environment(Record):
@@ -60,7 +44,9 @@ class Settings(Record):
     warmup_requests: int
     dataset: str
     images: int
-    host: str
+    host: str | None = Field(
+        description="base URL of the server that measured all; None: each implementation had a server of its own"
+    )
     server: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict, description="the server's own settings, as it reports them"
     )
@@ -91,13 +77,41 @@ class Load(Record):
     generator_cpu_percent: float = Field(description="CPU of the load generator's process; 100 is one core")
 
 
-class Vram(Record):
-    """GPU memory after a run with one implementation loaded, in MB (10^6 bytes); None where there is no GPU."""
+class Memory(Record):
+    """Memory of a server with one implementation loaded, in MB (10^6 bytes); peaks are those of the measurement alone.
 
-    allocated_mb: float | None
-    reserved_mb: float | None
-    peak_mb: float | None
-    device_used_mb: float | None
+    None where it does not apply: without a GPU all but `resident` and `empty_mb`.
+    """
+
+    allocated_mb: float | None = Field(description="GPU memory of torch's tensors")
+    reserved_mb: float | None = Field(description="GPU memory that torch's allocator holds")
+    allocated_peak_mb: float | None
+    reserved_peak_mb: float | None
+    process_mb: float | None = Field(description="GPU memory of the server's process, by NVML")
+    process_peak_mb: float | None
+    device_used_mb: float | None = Field(description="GPU memory of all processes on the device, by NVML")
+    device_total_mb: float | None
+    resident_mb: float | None = Field(description="resident memory of the server's process")
+    resident_peak_mb: float | None
+    empty_mb: float | None = Field(
+        description="what the same process took of what `peak_mb` is of before anything was loaded; None where the "
+        "server was not started for this implementation"
+    )
+
+    @property
+    def peak_mb(self) -> float | None:
+        """What a report calls the memory peak: the process's on its device, or torch's where NVML is silent."""
+        return _first(self.process_peak_mb, self.reserved_peak_mb, self.resident_peak_mb)
+
+    @property
+    def now_mb(self) -> float | None:
+        """What `peak_mb` is the peak of."""
+        return _first(self.process_mb, self.reserved_mb, self.resident_mb)
+
+    @property
+    def above_empty_mb(self) -> float | None:
+        """The part of the peak that the empty server did not take."""
+        return None if self.peak_mb is None or self.empty_mb is None else self.peak_mb - self.empty_mb
 
 
 class MeasurementWarning(Record):
@@ -120,14 +134,22 @@ class Run(Record):
     started: datetime | None = None
     ended: datetime | None = None
     load: Load | None = None
-    vram: Vram | None = None
+    memory: Memory | None = None
 
 
 class ErrorFigures(Record):
-    """Output error against the reference, over detections with score >= 0.1. Definitions: docs/measuring.md."""
+    """Output error against the reference, over detections with score >= 0.1. Definitions: docs/measuring.md.
+
+    `boxes_mse` and `scores_mse` count a detection without a partner against zeros. The figures of the pairs leave it
+    out; they are None where there is no pair.
+    """
 
     boxes_mse: float = Field(description="px²")
     scores_mse: float
+    pairs_boxes_mse: float | None = Field(description="px², of the assigned pairs alone")
+    pairs_scores_mse: float | None = Field(description="of the assigned pairs alone")
+    largest_box_difference_px: float | None = Field(description="of one coordinate of an assigned pair")
+    largest_score_difference: float | None = Field(description="of an assigned pair")
     labels_accuracy: float
     mean_iou: float = Field(description="of the assigned pairs; 0 where there is none and something was to be found")
     pairs: int
@@ -146,7 +168,7 @@ class GroundTruth(Record):
 
 
 class Gate(Record):
-    """Whether the outputs are those of the reference within float32 reassociation."""
+    """Whether the figures of every model are within their limits."""
 
     passed: bool
     reasons: list[str] = Field(default_factory=list, description="one line per figure out of its limit")
@@ -159,7 +181,7 @@ class Comparison(Record):
     model_set: str
     exact: bool = Field(description="whether the implementation claims to give the reference's answers")
     images: int
-    largest_batch: int = Field(default=1, description="most images that the server answered in one batch")
+    batch_sizes: dict[int, int] = Field(description="size of the batch that an image was answered in, to images")
     per_model: dict[str, ErrorFigures]
     overall: ErrorFigures
     ground_truth: dict[str, GroundTruth] = Field(
@@ -168,7 +190,20 @@ class Comparison(Record):
     ground_truth_notes: list[str] = Field(
         default_factory=list, description="why a model has no mAP, and what does not count in it; one line each"
     )
-    gate: Gate
+    gate: Gate = Field(description="whether the outputs are the reference's but for float32 reassociation")
+    tolerance: Gate | None = Field(description="of what does not claim to be exact, whether it is near enough to serve")
+
+    @property
+    def verdict(self) -> Literal["passed", "tolerated", "failed"]:
+        """passed: the reference's answers; tolerated: near them, and claimed to be no more; else failed."""
+        if self.gate.passed:
+            return "passed"
+        return "tolerated" if self.tolerance is not None and self.tolerance.passed else "failed"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it failed, one line per figure out of its limit; empty where it did not."""
+        return (self.tolerance or self.gate).reasons
 
 
 class ImplementationInfo(Record):
@@ -178,8 +213,18 @@ class ImplementationInfo(Record):
     description: str
     exact: bool
     precision: str
-    load_s: float | None = None
-    compile_s: float | None = Field(default=None, description="part of load_s that torch.compile or the like took")
+    recipe: dict[str, str | bool] | None = Field(
+        default=None, description="its value of each technique; None: it is no recipe"
+    )
+    remark: str = Field(default="", description="what really runs, as far as the name leaves it open")
+    load_s: float | None = Field(default=None, description="of the load that was measured")
+    first_load_s: float | None = Field(
+        default=None,
+        description="of the load that made what later ones find on disk; None where an earlier run had made it",
+    )
+    compile_s: float | None = Field(
+        default=None, description="part that torch.compile or the like took: of first_load_s, and where None of load_s"
+    )
     kernels_per_request: int | None = Field(
         default=None,
         description="GPU kernels that one request of one image launches; without a GPU torch's operators at the leaves",
@@ -189,7 +234,7 @@ class ImplementationInfo(Record):
 class Sweep(Record):
     """Everything that one `detbench run` measured."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     started: datetime
     ended: datetime | None = Field(default=None, description="None while it runs, and for ever when it was killed")
     settings: Settings
@@ -203,3 +248,7 @@ class Sweep(Record):
     def comparison(self, implementation: str) -> Comparison | None:
         """The comparison of `implementation`, or None where it was not compared."""
         return next((c for c in self.comparisons if c.implementation == implementation), None)
+
+
+def _first(*figures: float | None) -> float | None:
+    return next((figure for figure in figures if figure is not None), None)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.client import ServerClient, base_url
+from detbench.api.client import ServerClient, base_url
 from detbench.datasets import Dataset, fetch_or_open
 from detbench.measure.revision import git_revision
 from detbench.measure.selection import ALL
 from detbench.measure.server_process import ServerProcess
 from detbench.variables import of_variable, positive_int
 
-_MOST_IN_FLIGHT = 16
 _QUEUE_SIZE = 32  # detserver's default
 
 
@@ -30,8 +29,8 @@ def positive_float(text: str) -> float:
 def concurrency(text: str) -> int:
     """A number of requests in flight, for argparse: few enough that a server's queue takes them all."""
     value = positive_int(text)
-    if value > _MOST_IN_FLIGHT:
-        raise argparse.ArgumentTypeError(f"must be {_MOST_IN_FLIGHT} or less")
+    if value > _QUEUE_SIZE:
+        raise argparse.ArgumentTypeError(f"must be {_QUEUE_SIZE} or less")
     return value
 
 
@@ -53,8 +52,8 @@ def add_concurrency_option(parser: argparse.ArgumentParser) -> None:
         type=concurrency,
         default=1,
         metavar="N",
-        help="requests in flight while outputs are compared; a server that batches answers batches of up to N "
-        "(default: %(default)s)",
+        help="requests in flight while outputs are compared; up to 32; a server that batches answers batches "
+        "of up to N (default: %(default)s)",
     )
 
 

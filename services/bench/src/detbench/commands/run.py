@@ -3,9 +3,9 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from detbench.errors import DetbenchError
 from detbench.measure.ablation import AblationPlan, AblationRunner
 from detbench.measure.progress import SweepProgress
 from detbench.measure.selection import ALL
-from detbench.measure.server_process import ServerProcess
+from detbench.measure.servers import OwnServers, ServerAt, Servers
 from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
 from detbench.report import write_ablation_reports, write_reports
@@ -33,23 +33,32 @@ from detbench.variables import of_variable, port, positive_int
 NAME = "run"
 SUMMARY = "load implementations one after the other, and report"
 DESCRIPTION = """\
-The sweep: for each implementation, load it alone, warm it up, and measure it with each number of users (a closed loop:
-every user sends the next image as soon as the last is answered). Each user's first answer is not counted. With
---compare-outputs also ask each implementation for every image and compare with the reference, which is made when
-there is none of these weights and images.
+The sweep: for each implementation, start a server, load it there, warm it up, and measure it with each number of users
+(a closed loop: every user sends the next image as soon as the last is answered). Each user's first answer is not
+counted. With --compare-outputs also ask each implementation for every image and compare with the reference, which is
+made when there is none of these weights and images.
 
   detbench run --implementations baseline invalid --model-set mixed --users 1 4 8 --duration 30 --compare-outputs
 
 With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
-HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. Of the other options
-it takes --implementations (which of its steps), --model-set, --concurrency and the dataset's.
+HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. The server names the
+rows and what each adds to. Of the other options it takes --implementations (which of its rows, measured in this order;
+the tables keep the server's), --model-set, --concurrency and the dataset's.
 
   detbench run --ablation --model-set uniform --batch-sizes 1 4 16
+  detbench run --ablation --model-set uniform --batch-sizes 1 4 16 --reverse      # the order should not matter
+
+Each implementation has a server process of its own, in which no other was ever loaded, and a first one is asked what
+there is and for the reference. Where a load was the first on this machine (weights, converted networks, choices,
+compiled code), that server is ended and a new one loads again: the measured process never holds what the first left.
+Its memory peak is thus its own; the report also says how much of it an empty server does not take. A server that ends
+or does not start is a problem in the report, with the end of its log, and the next implementation has its own.
+Against a server of yours (--host), all is measured in that one, one implementation at a time: everything that it has
+loaded is unloaded first, and its memory may hold what others left.
 
 Everything goes to outputs/<time>-<model set>/: results.json (after every run), results.csv, results.md, report.html,
-the detections and the server's log; of an ablation to outputs/<time>-<model set>-ablation/: ablation.json (after every
-row), .csv, .md and .html. Against a server of yours (--host), everything that it has loaded is unloaded
-first, so that VRAM is that of one implementation.
+the detections and the log of each server; of an ablation to outputs/<time>-<model set>-ablation/: ablation.json (after
+every cell), .csv, .md and .html.
 
 Exit status: 0 all was measured and every implementation that claims to be exact is; 1 not so; 2 nothing was measured.
 """
@@ -87,12 +96,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ablation.add_argument(
         "--repeats", type=positive_int, metavar="N", help="batches timed; default: as 10 s hold, from 5 to 200"
     )
+    ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
-    if not options.ablation and (options.batch_sizes or options.repeats):
-        raise DetbenchError("--batch-sizes and --repeats are of the ablation; add --ablation")
+    if not options.ablation and (options.batch_sizes or options.repeats or options.reverse):
+        raise DetbenchError("--batch-sizes, --repeats and --reverse are of the ablation; add --ablation")
     console = Console()
     subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
     names = tuple(options.implementations) if options.implementations else None
@@ -112,8 +122,9 @@ def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...]
         metrics_port=options.metrics_port,
     )
     run_dir = new_run_dir(options.outputs_dir, options.model_set)
-    with _served(options, run_dir, console) as (host, process, progress):
-        runner = SweepRunner(plan, run_dir, host, process, progress)
+    with SweepProgress(console) as progress:
+        runner = SweepRunner(plan, run_dir, _servers(options, run_dir, progress), progress)
+        runner.prepare()
         try:
             sweep = runner.run()
         finally:
@@ -128,10 +139,12 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
         repeats=options.repeats,
+        reverse=options.reverse,
     )
     run_dir = new_run_dir(options.outputs_dir, f"{options.model_set}-ablation")
-    with _served(options, run_dir, console) as (host, process, progress):
-        runner = AblationRunner(plan, run_dir, host, process, progress)
+    with SweepProgress(console) as progress:
+        runner = AblationRunner(plan, run_dir, _servers(options, run_dir, progress), progress)
+        runner.prepare()
         try:
             ablation = runner.run()
         finally:
@@ -140,19 +153,11 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
     return _ended(ablation.problems, run_dir / "ablation.html", console)
 
 
-@contextmanager
-def _served(
-    options: argparse.Namespace, run_dir: Path, console: Console
-) -> Iterator[tuple[str, ServerProcess | None, SweepProgress]]:
-    """Base URL of `--host` or of a server of our own, that server, and the progress to show."""
-    with contextlib.ExitStack() as stack:
-        process: ServerProcess | None = None
-        if not options.host:
-            process = stack.enter_context(own_server(run_dir / "server.log", options.data_dir, max(options.users)))
-            with console.status("starting the server"):
-                process.wait_ready()
-        host = process.host if process else options.host
-        yield host, process, stack.enter_context(SweepProgress(Console()))
+def _servers(options: argparse.Namespace, run_dir: Path, progress: SweepProgress) -> Servers:
+    """The server of `--host`, or servers of our own."""
+    if options.host:
+        return ServerAt(options.host)
+    return OwnServers(partial(own_server, data_dir=options.data_dir, most_users=max(options.users)), run_dir, progress)
 
 
 def _ended(problems: Sequence[str], report: Path, console: Console) -> int:

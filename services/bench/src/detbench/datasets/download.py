@@ -1,5 +1,9 @@
-"""Fetching a large file over HTTP: with progress, continued after a break, and checked before anybody uses it."""
+"""Fetching a large file over HTTP: with progress, continued after a break, and checked before anybody uses it.
 
+Our own because pooch, torchvision and fsspec begin anew after a break, and what huggingface_hub does is not public.
+"""
+
+import functools
 import hashlib
 import os
 import shutil
@@ -9,14 +13,7 @@ from pathlib import Path
 
 import httpx
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from socksio import SOCKSError  # httpx does not make one of its own of it
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -53,34 +50,29 @@ def download(file: RemoteFile, folder: Path, retry_wait_s: float = 1.0) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(file.name, total=file.size_bytes)
-
-        def show(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total)
-
-        retrying = Retrying(
-            retry=retry_if_exception(_may_pass),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_exponential(multiplier=retry_wait_s, max=30),
-            reraise=True,
-        )
-        try:
-            with _client() as client:
-                retrying(_continue, client, file, partial, show)
-        except httpx.HTTPStatusError as error:
-            raise DatasetError(
-                f"{file.url} cannot be fetched (HTTP {error.response.status_code}); name a mirror (see --help)"
-            ) from error
-        except (httpx.HTTPError, httpx.InvalidURL, SOCKSError) as error:
-            through = f" through {proxies}" if (proxies := _proxy_variables()) else ""
-            raise DatasetError(
-                f"{file.url} cannot be fetched{through} ({error or type(error).__name__}); call again to go on, "
-                "or name a mirror (see --help)"
-            ) from error
-        except OSError as error:
-            raise DatasetError(f"{partial} cannot be written: {error}") from error
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    retrying = Retrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_exponential(multiplier=retry_wait_s, max=30),
+        reraise=True,
+    )
+    try:
+        with _client() as client, Progress(*columns, console=Console(stderr=True)) as progress:
+            show = functools.partial(progress.update, progress.add_task(file.name, total=file.size_bytes))
+            retrying(_continue, client, file, partial, show)
+    except httpx.HTTPStatusError as error:
+        raise DatasetError(
+            f"{file.url} cannot be fetched (HTTP {error.response.status_code}); name a mirror (see --help)"
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL, SOCKSError) as error:
+        through = f" through {proxies}" if (proxies := _proxy_variables()) else ""
+        raise DatasetError(
+            f"{file.url} cannot be fetched{through} ({error or type(error).__name__}); call again to go on, "
+            "or name a mirror (see --help)"
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{partial} cannot be written: {error}") from error
     _check(file, partial)
     partial.replace(path)
     return path
@@ -107,7 +99,7 @@ def _proxy_variables() -> str:
     return ", ".join(name for name in os.environ if name.lower() in names and os.environ[name])
 
 
-def _continue(client: httpx.Client, file: RemoteFile, partial: Path, show: Callable[[int, int | None], None]) -> None:
+def _continue(client: httpx.Client, file: RemoteFile, partial: Path, show: Callable[..., None]) -> None:
     have = partial.stat().st_size if partial.exists() else 0
     if file.size_bytes is not None and have >= file.size_bytes:
         return
@@ -128,7 +120,7 @@ def _continue(client: httpx.Client, file: RemoteFile, partial: Path, show: Calla
         with partial.open("ab" if have else "wb") as out:
             for chunk in response.iter_raw():
                 out.write(chunk)
-                show(out.tell(), total)
+                show(completed=out.tell(), total=total)
 
 
 def _check(file: RemoteFile, partial: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-from detbench.client import Inference
+from detbench.api.schemas import Inference
 from detbench.results import Latency, Load
 
 # 1 µs to one hour at three significant digits: percentiles are right to within 0.1 %.

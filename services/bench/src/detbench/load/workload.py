@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from detbench.client import Inference, ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import Inference
 from detbench.datasets import fetch_or_open
 
 

@@ -32,7 +32,7 @@ RUN_FIGURES = {
     "detbench_run_rps": "Successful answers per second of the newest run; absent where it failed",
     "detbench_run_failures": "Failed requests of the newest run",
     "detbench_run_latency_seconds": "Client latency of the newest run, by quantile; absent where it failed",
-    "detbench_run_vram_peak_bytes": "Peak of torch's allocator in the newest run; absent without a GPU",
+    "detbench_run_memory_peak_bytes": "Peak of the server process's memory in the newest run, on a GPU the device's",
     "detbench_run_timestamp_seconds": "When the newest run ended, Unix time",
 }
 
@@ -69,8 +69,8 @@ def push_runs(runs: Sequence[Run], url: str | None = None) -> None:
         if run.load is None:
             continue
         figures.set("detbench_run_failures", run.load.failures, users=users)
-        if run.vram is not None and run.vram.peak_mb is not None:
-            figures.set("detbench_run_vram_peak_bytes", run.vram.peak_mb * 1e6, users=users)
+        if run.memory is not None and run.memory.peak_mb is not None:
+            figures.set("detbench_run_memory_peak_bytes", run.memory.peak_mb * 1e6, users=users)
         if run.status != "ok" or (latency := run.load.latency) is None:
             continue
         figures.set("detbench_run_rps", run.load.rps, users=users)

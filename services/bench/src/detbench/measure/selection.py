@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from detbench.client import ImplementationStatus
+from detbench.api.schemas import ImplementationStatus
 from detbench.errors import ServerError
 
 ALL = "all"

@@ -34,7 +34,7 @@ class ServerProcess:
     A context manager: started on entry, ended on exit.
 
     Args:
-        log: file that receives stdout and stderr; appended to, so that a restart keeps the story.
+        log: file that receives stdout and stderr, after what an earlier server has left there.
         environment: settings of the server (`DETSERVER_*`), on top of this process's environment.
     """
 
@@ -45,11 +45,25 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        """Start the server; returns at once, see `wait_ready`."""
+        port = free_port()
+        self.host = f"http://127.0.0.1:{port}"
+        environment = os.environ | {"DETSERVER_HOST": "127.0.0.1", "DETSERVER_PORT": str(port)} | self._environment
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "detserver"], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        """End the process: politely, and after ten seconds by force."""
+        self._running.terminate()
+        try:
+            self._running.wait(10)
+        except subprocess.TimeoutExpired:
+            self._running.kill()
+            self._running.wait()
 
     @property
     def pid(self) -> int:
@@ -62,17 +76,6 @@ class ServerProcess:
             raise ServerError("the server was not started")
         return self._process
 
-    def start(self) -> None:
-        """Start the server; returns at once, see `wait_ready`."""
-        port = free_port()
-        self.host = f"http://127.0.0.1:{port}"
-        environment = os.environ | {"DETSERVER_HOST": "127.0.0.1", "DETSERVER_PORT": str(port)} | self._environment
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "detserver"], stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
@@ -81,7 +84,7 @@ class ServerProcess:
         """Whether the process has ended. One that says that it has failed is about to, and is waited for."""
         if self.alive():
             try:
-                failed = bool(httpx.get(f"{self.host}/ready", timeout=5.0).json().get("failed"))
+                failed = bool(httpx.get(f"{self.host}/ready", timeout=5.0, trust_env=False).json().get("failed"))
             except (httpx.HTTPError, ValueError):
                 failed = False
             if failed:
@@ -114,17 +117,6 @@ class ServerProcess:
             on_wait(waited)
             time.sleep(0.5)
         raise ServerError(f"the server was not ready after {timeout_s:.0f} s:\n{self.log_tail()}")
-
-    def stop(self) -> None:
-        """End the process: politely, and after ten seconds by force."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def log_tail(self) -> str:
         """The last lines of the log, with the exit status when the process has ended."""

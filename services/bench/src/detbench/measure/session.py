@@ -1,4 +1,4 @@
-"""What every measurement does with the server: load one implementation alone, compare it, outlive the server's end."""
+"""What sweep and ablation share: one implementation alone in a server, the reference, and what goes wrong."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -6,17 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from detbench.client import Health, ImplementationStatus, Loaded, ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import Health, ImplementationStatus, Loaded
 from detbench.datasets import Dataset
-from detbench.errors import DetbenchError, ReferenceMismatch, ServerError
+from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.progress import SweepProgress, loading
 from detbench.measure.pushgateway import push_comparisons
 from detbench.measure.revision import git_revision
-from detbench.measure.server_process import ServerProcess
+from detbench.measure.servers import Server, Servers
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
-from detbench.results import BASELINE, Comparison, Environment, ImplementationInfo, Vram
+from detbench.results import BASELINE, Comparison, Environment, ImplementationInfo
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,12 @@ class Subject:
 
 
 class Session:
-    """The dealings of one run with one server.
-
-    A server of our own that ends in the middle is started again by `revive`; another's is not.
+    """The dealings of one run with its servers.
 
     Args:
         subject: what is measured with.
         run_dir: receives the detections that are compared.
-        host: base URL of the server.
-        process: the server, where it is our own and its lifetime our business.
+        servers: where it is measured.
         progress: what the person sees.
         note_problem: takes a line about each thing that ends badly.
     """
@@ -50,73 +48,69 @@ class Session:
         self,
         subject: Subject,
         run_dir: Path,
-        host: str,
-        process: ServerProcess | None,
+        servers: Servers,
         progress: SweepProgress,
         note_problem: Callable[[str], None],
     ) -> None:
-        self.host = host
         self._subject = subject
         self._run_dir = run_dir
-        self._process = process
+        self._servers = servers
         self._progress = progress
         self._note_problem = note_problem
 
-    def alive(self) -> bool:
-        """Whether the server runs, as far as that is ours to know."""
-        return self._process is None or self._process.alive()
-
-    def revive(self) -> bool:
-        """Whether there is a server to measure; a dead one of our own is started again."""
-        if self._process is None or not self._process.ended():
-            return True
-        self._progress.doing("starting the server again")
-        try:
-            self._process.start()
-            self._process.wait_ready()
-        except ServerError as error:
-            self._note_problem(self.reason(error))
-            return False
-        self.host = self._process.host
-        return True
-
-    def reason(self, error: Exception) -> str:
-        """The error in words; with the end of its log where the server has ended."""
-        if isinstance(error, ServerError) and self._process is not None and self._process.ended():
-            return f"the server ended: {error}\n{self._process.log_tail()}"
-        return str(error)
-
     @contextmanager
-    def trouble(self, what: str) -> Iterator[None]:
-        """Note what goes wrong in the block as a problem, and go on after it."""
+    def trouble(self, what: str, server: Server | None = None) -> Iterator[None]:
+        """Note what a server does wrong in the block as a problem, and go on after it.
+
+        Args:
+            server: the one that the block asks, where it outlives the block.
+        """
         try:
             yield
-        except DetbenchError as error:
-            self._note_problem(f"{what}: {self.reason(error)}")
+        except (ServerError, MalformedOutput) as error:
+            self._note_problem(f"{what}: {server.reason(error) if server else error}")
 
-    def load_alone(self, client: ServerClient, status: ImplementationStatus) -> Loaded:
-        """Load an implementation after unloading all others."""
-        unload_all(client)
+    @contextmanager
+    def alone(self, status: ImplementationStatus) -> Iterator[tuple[Server, ImplementationInfo]]:
+        """A server in which `status` alone is loaded, and what it is and took.
+
+        Where that load was the first on this machine, a server of our own is ended, and a new one loads again: what is
+        measured then never holds what conversion, search or compilation left in the process.
+        """
+        first: Loaded | None = None
+        with self._servers.empty(status.name) as server:
+            loaded = self._load(server, status)
+            if loaded.first:
+                first = loaded
+            if first is None or server.process is None:
+                yield server, info_of(status, loaded, first)
+                return
+        with self._servers.empty(status.name) as server:
+            yield server, info_of(status, self._load(server, status), first)
+
+    def _load(self, server: Server, status: ImplementationStatus) -> Loaded:
         if status.compiles:
             self._progress.say(loading(status))
         self._progress.doing(loading(status))
-        loaded = client.load(status.name, self._subject.model_set)
-        if status.compiles:
-            self._progress.say(f"{status.name}: loaded in {loaded.load_s:.0f} s")
+        loaded = server.client.load(status.name, self._subject.model_set)
+        if status.compiles or loaded.first:
+            self._progress.say(f"{status.name}: loaded in {loaded.load_s:.0f} s{' for the first time' * loaded.first}")
         if loaded.remark:
             self._progress.say(f"{status.name} runs {loaded.remark}")
         return loaded
 
-    def with_kernels(self, client: ServerClient, info: ImplementationInfo) -> ImplementationInfo:
+    def with_kernels(self, server: Server, info: ImplementationInfo) -> ImplementationInfo:
         """`info` with its kernels per request; without, and a line that says why, where they cannot be counted.
 
-        To be called when it is not loaded any more: the server counts in a process that loads it again.
+        It is unloaded first: the server counts in a process that loads it again.
         """
+        model_set = self._subject.model_set
+        server.client.unload(info.name, model_set)
         self._progress.doing(f"{info.name}: counting kernels")
         try:
-            count = client.kernels(info.name, self._subject.model_set)
+            count = server.client.kernels(info.name, model_set)
         except ServerError as error:
-            self._progress.say(f"{info.name}: kernels per request are n/a: {self.reason(error)}")
+            self._progress.say(f"{info.name}: kernels per request are n/a: {server.reason(error)}")
             return info
         return info.model_copy(update={"kernels_per_request": count})
 
@@ -163,18 +157,6 @@ class Session:
         return lambda: self._progress.doing(f"{what}, {next(numbers)} of {total}")
 
 
-def unload_all(client: ServerClient) -> None:
-    """Unload everything that the server has loaded."""
-    for status in client.implementations():
-        for model_set in status.loaded:
-            client.unload(status.name, model_set)
-
-
-def vram_of(client: ServerClient) -> Vram:
-    """GPU memory now, as results keep it."""
-    return Vram.model_validate(client.vram().model_dump(include=set(Vram.model_fields)))
-
-
 def environment_of(health: Health) -> Environment:
     """The machine and the software that answer, as results keep them."""
     return Environment(
@@ -190,13 +172,23 @@ def environment_of(health: Health) -> Environment:
     )
 
 
-def info_of(status: ImplementationStatus, loaded: Loaded | None = None) -> ImplementationInfo:
-    """What the server says of an implementation, with what loading it took where it was loaded."""
+def info_of(
+    status: ImplementationStatus, loaded: Loaded | None = None, first: Loaded | None = None
+) -> ImplementationInfo:
+    """What the server says of an implementation, with what loading it took where it was loaded.
+
+    Args:
+        loaded: the load that is measured.
+        first: the first load on this machine, where this run made it; it may be the same one.
+    """
     return ImplementationInfo(
         name=status.name,
         description=status.description,
         exact=status.exact,
         precision=status.precision,
+        recipe=status.recipe,
+        remark=loaded.remark if loaded else "",
         load_s=loaded.load_s if loaded else None,
-        compile_s=loaded.compile_s if loaded else None,
+        first_load_s=first.load_s if first else None,
+        compile_s=compiled.compile_s if (compiled := first or loaded) else None,
     )

@@ -1,18 +1,19 @@
-"""The sweep: implementations x numbers of users, one implementation loaded at a time, every result on disk at once."""
+"""The sweep: implementations x numbers of users, each implementation alone in a server; each run is on disk at once."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
-from detbench.client import ImplementationStatus, ServerClient
-from detbench.errors import DetbenchError, ServerError
+from detbench.errors import ServerError
 from detbench.load.measure import LoadRequest, run_driver, warnings_of
 from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
 from detbench.measure.selection import left_out, select_implementations
-from detbench.measure.server_process import ServerProcess
-from detbench.measure.session import Session, Subject, environment_of, info_of, unload_all, vram_of
+from detbench.measure.servers import Server, Servers
+from detbench.measure.session import Session, Subject, environment_of, info_of
 from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
@@ -35,86 +36,82 @@ class Plan:
 
 
 class SweepRunner:
-    """Runs one plan against one server.
-
-    A server of our own that ends in the middle is started again for the next implementation; another's is not.
+    """Runs one plan: `prepare`, then `run`.
 
     Args:
         plan: what to do.
         run_dir: receives results.json after every run.
-        host: base URL of the server.
-        process: the server, where it is our own and its lifetime our business.
+        servers: where to measure.
         progress: what the person sees.
-
-    Raises:
-        ServerError: at the start, when the server does not answer or an implementation that was named cannot run.
     """
 
-    def __init__(
-        self, plan: Plan, run_dir: Path, host: str, process: ServerProcess | None, progress: SweepProgress
-    ) -> None:
+    def __init__(self, plan: Plan, run_dir: Path, servers: Servers, progress: SweepProgress) -> None:
         self._plan = plan
         self._run_dir = run_dir
+        self._servers = servers
         self._progress = progress
-        self._session = Session(plan.subject, run_dir, host, process, progress, self._note_problem)
+        self._session = Session(plan.subject, run_dir, servers, progress, self._note_problem)
         self._reference: Reference | None = None
-        model_set = plan.subject.model_set
-        with ServerClient(host) as client:
-            offered = client.implementations()
+        self._implementations: list[ImplementationStatus]
+        self._sweep: Sweep
+
+    def prepare(self) -> None:
+        """Ask a server what there is to measure, and find or make the reference.
+
+        Raises:
+            ServerError: no server answers, or an implementation that was named cannot run.
+            DatasetError: the server takes a photo for no image.
+        """
+        plan, model_set = self._plan, self._plan.subject.model_set
+        with self._servers.empty() as server:
+            offered = server.client.implementations()
             self._implementations = select_implementations(offered, plan.implementations, model_set)
             if line := left_out(offered, plan.implementations, model_set):
-                progress.say(line)
-            self._sweep = _new_sweep(client, plan, self._implementations)
+                self._progress.say(line)
+            self._sweep = _new_sweep(server.client, plan, self._implementations, self._servers.host)
+            self._save()
+            if plan.compare_outputs:
+                with self._session.trouble("outputs cannot be compared", server):
+                    self._reference = self._session.find_reference(server.client)
 
     def run(self) -> Sweep:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
-        self._save()
         self._progress.expect(len(self._implementations) * len(self._plan.users), self._plan.duration_s)
         save_photo(self._plan.subject.dataset.photos[0].path, self._run_dir / "photo.jpg")
-        try:
-            with ServerClient(self._session.host) as client:
-                unload_all(client)
-                if self._plan.compare_outputs:
-                    self._reference = self._session.find_reference(client)
-            for status in self._implementations:
+        for status in self._implementations:
+            with self._session.trouble(f"{status.name} was not measured"):
                 self._measure(status)
-        except DetbenchError as error:
-            self._note_problem(str(error))
         self._note_not_run()
         self._update(ended=_now())
         return self._sweep
 
     def _measure(self, status: ImplementationStatus) -> None:
-        if not self._session.revive():
-            return
         plan, subject = self._plan, self._plan.subject
-        with ServerClient(self._session.host) as client, self._session.trouble(f"{status.name} was not measured"):
-            info = info_of(status, self._session.load_alone(client, status))
+        with self._session.alone(status) as (server, info):
             self._keep(info)
             counted = self._session.counted(f"{status.name}: warm-up", plan.warmup_requests)
             for index in range(plan.warmup_requests):
                 photo = subject.dataset.photos[index % len(subject.dataset.photos)]
-                ask(client, status.name, subject.model_set, photo)
+                ask(server.client, status.name, subject.model_set, photo)
                 counted()
             for users in plan.users:
-                if self._add_run(client, status.name, users).status == "failed" and not self._session.alive():
+                if self._add_run(server, status.name, users).status == "failed" and not server.alive():
                     return
             if self._reference is not None:
-                comparison = self._session.compare(client, status, self._reference)
+                comparison = self._session.compare(server.client, status, self._reference)
                 self._update(comparisons=[*self._sweep.comparisons, comparison])
-            client.unload(status.name, subject.model_set)
-            self._keep(self._session.with_kernels(client, info))
+            self._keep(self._session.with_kernels(server, info))
 
     def _keep(self, info: ImplementationInfo) -> None:
         self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
 
-    def _add_run(self, client: ServerClient, implementation: str, users: int) -> Run:
+    def _add_run(self, server: Server, implementation: str, users: int) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
         what = f"{implementation}, {users} user{'s' if users > 1 else ''}"
         self._progress.doing(what)
         run = Run(implementation=implementation, model_set=model_set, users=users, status="failed", started=_now())
         request = LoadRequest(
-            self._session.host,
+            server.client.host,
             implementation,
             model_set,
             plan.dataset_name,
@@ -125,11 +122,11 @@ class SweepRunner:
             plan.metrics_port,
         )
         try:
-            client.reset_vram_peak()
-            load = run_driver(request, lambda message: self._on_message(what, message))
-            run = _judged(run, load).model_copy(update={"vram": vram_of(client)})
+            server.client.reset_peaks()
+            load = run_driver(request, lambda message: self._on_message(server, what, message))
+            run = _judged(run, load).model_copy(update={"memory": server.memory()})
         except ServerError as error:
-            run = run.model_copy(update={"reason": self._session.reason(error)})
+            run = run.model_copy(update={"reason": server.reason(error)})
         run = run.model_copy(update={"ended": _now()})
         self._update(runs=[*self._sweep.runs, run])
         push_runs([each for each in self._sweep.runs if each.implementation == implementation])
@@ -142,9 +139,9 @@ class SweepRunner:
         self._progress.run_done(plan.duration_s)
         return run
 
-    def _on_message(self, what: str, message: dict[str, object]) -> None:
+    def _on_message(self, server: Server, what: str, message: dict[str, object]) -> None:
         self._progress.within_run(what, message)
-        if not self._session.alive():
+        if not server.alive():
             raise ServerError("the server ended in the middle of the run")
 
     def _note_problem(self, problem: str) -> None:
@@ -175,7 +172,9 @@ class SweepRunner:
         write_atomically(self._run_dir / "results.json", self._sweep.model_dump_json(indent=1))
 
 
-def _new_sweep(client: ServerClient, plan: Plan, implementations: list[ImplementationStatus]) -> Sweep:
+def _new_sweep(
+    client: ServerClient, plan: Plan, implementations: list[ImplementationStatus], host: str | None
+) -> Sweep:
     health = client.health()
     return Sweep(
         started=_now(),
@@ -187,7 +186,7 @@ def _new_sweep(client: ServerClient, plan: Plan, implementations: list[Implement
             warmup_requests=plan.warmup_requests,
             dataset=plan.dataset_name,
             images=len(plan.subject.dataset.photos),
-            host=client.host,
+            host=host,
             server=health.settings,
         ),
         environment=environment_of(health),

@@ -3,6 +3,7 @@
 Definitions: docs/measuring.md, "Output error".
 """
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from detbench.client import ModelDetections
+from detbench.api.schemas import ModelDetections
 from detbench.results import ErrorFigures
 
 SCORE_THRESHOLD = 0.1
@@ -99,10 +100,17 @@ def assign(reference: Detections, candidate: Detections) -> tuple[Ints, Ints, Fl
 
 @dataclass
 class ErrorSums:
-    """Sums over images, from which `ErrorFigures` are made; those of several models can be added."""
+    """Sums and maxima over images, from which `ErrorFigures` are made; those of several models can be pooled.
 
-    squared_boxes: float = 0.0
-    squared_scores: float = 0.0
+    Squares are of pairs, or of detections that are alone: without a partner.
+    """
+
+    pairs_squared_boxes: float = 0.0
+    pairs_squared_scores: float = 0.0
+    alone_squared_boxes: float = 0.0
+    alone_squared_scores: float = 0.0
+    largest_box_difference_px: float = 0.0
+    largest_score_difference: float = 0.0
     overlap: float = 0.0
     pairs: int = 0
     equal_labels: int = 0
@@ -119,11 +127,15 @@ class ErrorSums:
         rows, columns, overlaps = assign(ours, theirs)
         left_ours = _left_over(ours, rows, candidate)
         left_theirs = _left_over(theirs, columns, reference)
-        paired_ours, paired_theirs = ours.boxes[rows], theirs.boxes[columns]
-        for boxes in (paired_ours - paired_theirs, left_ours.boxes, left_theirs.boxes):
-            self.squared_boxes += float((boxes**2).mean(axis=1).sum())
-        for scores in (ours.scores[rows] - theirs.scores[columns], left_ours.scores, left_theirs.scores):
-            self.squared_scores += float((scores**2).sum())
+        box_differences = np.abs(ours.boxes[rows] - theirs.boxes[columns])
+        score_differences = np.abs(ours.scores[rows] - theirs.scores[columns])
+        self.pairs_squared_boxes += _squared(box_differences)
+        self.pairs_squared_scores += float((score_differences**2).sum())
+        for alone in (left_ours, left_theirs):
+            self.alone_squared_boxes += _squared(alone.boxes)
+            self.alone_squared_scores += float((alone.scores**2).sum())
+        self.largest_box_difference_px = max(self.largest_box_difference_px, box_differences.max(initial=0.0))
+        self.largest_score_difference = max(self.largest_score_difference, score_differences.max(initial=0.0))
         self.overlap += float(overlaps.sum())
         self.pairs += len(rows)
         self.equal_labels += int((ours.labels[rows] == theirs.labels[columns]).sum())
@@ -137,9 +149,15 @@ class ErrorSums:
     def figures(self) -> ErrorFigures:
         """The figures; of nothing on either side they are those of equal outputs."""
         items = self.pairs + self.missed + self.spurious
+        squared_boxes = self.pairs_squared_boxes + self.alone_squared_boxes
+        squared_scores = self.pairs_squared_scores + self.alone_squared_scores
         return ErrorFigures(
-            boxes_mse=self.squared_boxes / items if items else 0.0,
-            scores_mse=self.squared_scores / items if items else 0.0,
+            boxes_mse=squared_boxes / items if items else 0.0,
+            scores_mse=squared_scores / items if items else 0.0,
+            pairs_boxes_mse=self.pairs_squared_boxes / self.pairs if self.pairs else None,
+            pairs_scores_mse=self.pairs_squared_scores / self.pairs if self.pairs else None,
+            largest_box_difference_px=self.largest_box_difference_px if self.pairs else None,
+            largest_score_difference=self.largest_score_difference if self.pairs else None,
             labels_accuracy=self.equal_labels / self.label_places if self.label_places else 1.0,
             mean_iou=self.overlap / self.pairs if self.pairs else float(items == 0),
             pairs=self.pairs,
@@ -151,12 +169,18 @@ class ErrorSums:
 
 
 def total(sums: Iterable[ErrorSums]) -> ErrorSums:
-    """The sums of several models as one."""
+    """Several models as one: sums are added, of maxima the largest is taken."""
     result = ErrorSums()
     for each in sums:
         for name, value in vars(each).items():
-            setattr(result, name, getattr(result, name) + value)
+            pool = max if name.startswith("largest_") else operator.add
+            setattr(result, name, pool(getattr(result, name), value))
     return result
+
+
+def _squared(boxes: Floats) -> float:
+    """Sum over boxes (N, 4) of the mean of the four squares."""
+    return float((boxes**2).mean(axis=1).sum())
 
 
 def _left_over(detections: Detections, assigned: Ints, others: Detections) -> Detections:

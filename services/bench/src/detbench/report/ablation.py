@@ -5,11 +5,13 @@ import io
 
 from rich.table import Table
 
-from detbench.ablation_results import Ablation, Step, Timing
+from detbench.ablation_results import Ablation, Gain, Step, Timing
+from detbench.report.comma_separated import memory_fields
 from detbench.report.rows import (
     ERROR_COLUMNS,
     GATE_COLUMN,
     IMPLEMENTATION_COLUMNS,
+    MEMORY_COLUMN,
     NOT_APPLICABLE,
     Column,
     duration,
@@ -17,23 +19,32 @@ from detbench.report.rows import (
     gate_of,
     ground_truth_notes,
     implementation_cells,
+    megabytes,
 )
-from detbench.report.table import markdown_lines, measured_on, table_of
-from detbench.results import Comparison, ErrorFigures, Vram
+from detbench.report.table import markdown_lines, measured_on, output_error_lines, table_of
+from detbench.results import Comparison, ErrorFigures
 
 GAIN_COLUMNS = (
     Column("batch", "images of a batch"),
-    Column("step", "technique on top of those above it, but that `fused` need not build on `compiled`", numeric=False),
+    Column("step", "technique: + is added to the row that “versus” names", numeric=False),
     Column("implementation", "its name in the API", numeric=False),
     Column("median (ms)", "latency of forward and post-processing of a batch, without HTTP, decode and queue"),
     Column("quartiles (ms)", "half of the batches lie between these"),
     Column("images/s", "batch over median"),
     Column("vs baseline", "baseline's median over this one"),
-    Column("vs previous", "median of the step measured before, over this one"),
-    Column("share", "of the logarithm of the speed-up of the fastest exact step; negative where it is slower"),
     Column(
-        "VRAM peak (MB)", "most GPU memory that torch had allocated meanwhile, this implementation alone being loaded"
+        "versus",
+        "the row that this one adds its technique to, or the nearest before that which was measured and is right; of a "
+        "row that adds to none, the fastest exact one above it",
+        numeric=False,
     ),
+    Column("factor", "median of the row that “versus” names, over this one"),
+    Column(
+        "share",
+        "of the logarithm of the speed-up of the fastest exact row; on the path to it shares add up to 100 %; in "
+        "parentheses: not on the path, an alternative or on top; negative where it is slower",
+    ),
+    MEMORY_COLUMN,
 )
 COST_COLUMNS = (
     *IMPLEMENTATION_COLUMNS,
@@ -57,7 +68,7 @@ def cost_cells(step: Step) -> tuple[str, ...]:
     """Text under each of `COST_COLUMNS`."""
     iou = NOT_APPLICABLE if step.comparison is None else f"{step.comparison.overall.mean_iou:.4f}"
     return (
-        *implementation_cells(step.implementation),
+        *implementation_cells(step.implementation, (timing.memory for timing in step.timings)),
         *error_cells(step.comparison),
         iou,
         gate_of(step.comparison),
@@ -99,6 +110,7 @@ def ablation_markdown(ablation: Ablation) -> str:
         *markdown_lines(GAIN_COLUMNS, [cells for _, cells in gain_rows(ablation)]),
         "",
         *markdown_lines(COST_COLUMNS, map(cost_cells, ablation.steps)),
+        *output_error_lines(comparisons_of(ablation)),
     ]
     missing = [f"- {name} is left out: {reason}" for name, reason in ablation.left_out.items()]
     missing += [f"- {note}" for note in ground_truth_notes(comparisons_of(ablation))]
@@ -120,7 +132,7 @@ def ablation_csv(ablation: Ablation) -> str:
 
 
 def _gain_cells(step: Step, timing: Timing) -> tuple[str, ...]:
-    gain, peak = timing.gain, timing.vram.peak_mb
+    gain = timing.gain
     return (
         str(timing.batch_size),
         step.label,
@@ -128,13 +140,22 @@ def _gain_cells(step: Step, timing: Timing) -> tuple[str, ...]:
         duration(timing.median_ms),
         f"{duration(timing.lower_quartile_ms)}–{duration(timing.upper_quartile_ms)}",
         f"{timing.images_per_s:.3g}",
-        *(
-            "–" if value is None else f"{value:.2f}×"
-            for value in ((gain.speedup, gain.factor) if gain else (None, None))
-        ),
-        "–" if gain is None or gain.share is None else f"{100 * gain.share:.0f} %",
-        NOT_APPLICABLE if peak is None else f"{peak:.0f}",
+        _times(gain.speedup if gain else None),
+        (gain.versus if gain else None) or "–",
+        _times(gain.factor if gain else None),
+        _share(gain),
+        megabytes(timing.memory.peak_mb),
     )
+
+
+def _times(factor: float | None) -> str:
+    return "–" if factor is None else f"{factor:.2f}×"
+
+
+def _share(gain: Gain | None) -> str:
+    if gain is None or gain.share is None:
+        return "–"
+    return f"{100 * gain.share:.0f} %" if gain.on_path else f"({100 * gain.share:.0f} %)"
 
 
 def _record(ablation: Ablation, step: Step, timing: Timing | None) -> dict[str, object]:
@@ -152,12 +173,15 @@ def _record(ablation: Ablation, step: Step, timing: Timing | None) -> dict[str, 
             for name in ("median_ms", "lower_quartile_ms", "upper_quartile_ms", "images_per_s")
         },
         "speedup_vs_baseline": gain.speedup if gain else None,
-        "speedup_vs_previous": gain.factor if gain else None,
+        "versus": gain.versus if gain else None,
+        "factor": gain.factor if gain else None,
         "share": gain.share if gain else None,
-        **{f"vram_{name}": getattr(timing.vram if timing else None, name, None) for name in Vram.model_fields},
+        "on_path": gain.on_path if gain else None,
+        **memory_fields(timing.memory if timing else None),
         "exact": info.exact,
         "precision": info.precision,
         "load_s": info.load_s,
+        "first_load_s": info.first_load_s,
         "compile_s": info.compile_s,
         "kernels_per_request": info.kernels_per_request,
         **{name: getattr(overall, name, None) for name in ErrorFigures.model_fields},

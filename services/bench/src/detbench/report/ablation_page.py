@@ -6,9 +6,12 @@ from matplotlib.axes import Axes
 
 from detbench.ablation_results import Ablation, Step
 from detbench.report.ablation import COST_COLUMNS, GAIN_COLUMNS, comparisons_of, cost_cells, gain_rows, is_doubtful
+from detbench.report.answer import memory_clause
+from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, Plots, svg
 from detbench.report.rows import duration, ground_truth_notes
+from detbench.results import BASELINE
 
 
 def ablation_page(ablation: Ablation) -> str:
@@ -24,8 +27,10 @@ def ablation_page(ablation: Ablation) -> str:
         meanings=(*GAIN_COLUMNS, *COST_COLUMNS[1:]),
         plots={size: _latency(ablation.steps, size) for size in ablation.settings.batch_sizes},
         error_plot=Plots([], comparisons).output_error(),
+        error_columns=output_error_columns(comparisons),
+        errors=[("", cells) for cells in output_error_rows(comparisons)],
         ground_truth_notes=ground_truth_notes(comparisons),
-        reasons={each.implementation: each.gate.reasons for each in comparisons if each.gate.reasons},
+        reasons={each.implementation: each.reasons for each in comparisons if each.reasons},
         random_weights=[model.model_name for model in ablation.weights if model.source == "random"],
     )
 
@@ -39,17 +44,19 @@ def _answer(ablation: Ablation) -> str:
         return "Nothing was measured whose answers are right."
     step, timing = min(right, key=lambda row: row[1].median_ms)
     name = step.implementation.name
-    claims = "exact step" if step.comparison else "step that claims to be exact (it was not compared)"
-    answer = f"{name} is the fastest {claims}: {duration(timing.median_ms)} ms for {_images(size)}"
-    until = measured[: measured.index((step, timing)) + 1]
-    shares = {each.label: t.gain.share for each, t in until if t.gain and t.gain.share is not None}
-    if not shares or timing.gain is None or timing.gain.speedup is None:
-        return f"{answer}."
+    claims = "exact row" if step.comparison else "row that claims to be exact (it was not compared)"
+    answer = f"The fastest {claims} is {name}: {duration(timing.median_ms)} ms for {_images(size)}"
+    gain = timing.gain
+    if gain is not None and gain.speedup is not None and name != BASELINE:
+        answer += f", {gain.speedup:.2f} times baseline"
+    answer += f"{memory_clause(timing.memory)}."
+    shares = {
+        each.label: t.gain.share for each, t in measured if t.gain and t.gain.on_path and t.gain.share is not None
+    }
+    if not shares:
+        return answer
     most = max(shares, key=lambda label: shares[label])
-    return (
-        f"{answer}, {timing.gain.speedup:.2f} times baseline. "
-        f"Most of it comes from “{most.removeprefix('+ ')}”: {100 * shares[most]:.0f} % of its logarithm."
-    )
+    return f"{answer} Most of it comes from “{most.removeprefix('+ ')}”: {100 * shares[most]:.0f} % of its logarithm."
 
 
 def _images(count: int) -> str:

@@ -4,7 +4,7 @@ import csv
 import io
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import ErrorFigures, Latency, Load, Sweep, Vram
+from detbench.results import Comparison, ErrorFigures, Latency, Load, Memory, Sweep
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
 _LOAD = ("window_s", "requests", "failures", "rps", "batch_size_mean", "generator_cpu_percent")
@@ -33,8 +33,9 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "speedup_vs_baseline": row.speedup,
         **_fields(load.latency if load else None, tuple(Latency.model_fields)),
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
-        **{f"vram_{name}": value for name, value in _fields(run.vram, tuple(Vram.model_fields)).items()},
+        **memory_fields(run.memory),
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
+        **_ground_truth(sweep, comparison),
         "gate": row.gate,
         "warnings": " ".join(warning.code for warning in run.warnings),
         "weights": " ".join(dict.fromkeys(model.source for model in sweep.weights)),
@@ -46,5 +47,22 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
     }
 
 
-def _fields(record: Load | Latency | Vram | ErrorFigures | None, names: tuple[str, ...]) -> dict[str, object]:
+def _ground_truth(sweep: Sweep, comparison: Comparison | None) -> dict[str, object]:
+    """mAP of each model of the set, and its difference from the reference's; empty where there is none."""
+    found = comparison.ground_truth if comparison else {}
+    names = [model.model_name for model in sweep.weights]
+    return {
+        f"{figure}_{name}": getattr(found.get(name), field, None)
+        for name in names
+        for figure, field in (("map", "map"), ("map_difference", "difference"))
+    }
+
+
+def memory_fields(memory: Memory | None) -> dict[str, object]:
+    """The columns of memory: what a table calls the peak, and every figure by itself."""
+    peaks = {"memory_peak_mb": memory.peak_mb if memory else None}
+    return peaks | {f"memory_{name}": getattr(memory, name, None) for name in Memory.model_fields}
+
+
+def _fields(record: Load | Latency | ErrorFigures | None, names: tuple[str, ...]) -> dict[str, object]:
     return {name: getattr(record, name, None) for name in names}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 
-from detbench.client import ModelDetections
+from detbench.api.schemas import ModelDetections
 from detbench.quality.outputs import ImageOutput
 
 log = logging.getLogger(__name__)

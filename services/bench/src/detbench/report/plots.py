@@ -1,8 +1,7 @@
-"""The report's plots, as SVG elements that take text colour and font from the page around them."""
+"""The report's plots, as SVG elements that take width, and the colour of text and axes, from the page around them."""
 
 import io
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from detbench.quality.compare import BOXES_MSE_LIMIT
 from detbench.report.rows import Row
-from detbench.results import Comparison, Run
+from detbench.results import Comparison, Memory, Run
 
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -27,24 +26,20 @@ _STAGE_COLOURS = {
     "postprocess": "#e69f00",
     "serialise": "#d55e00",
 }
-# matplotlib writes this colour wherever the page's text colour is meant.
-_INK = "#123456"
+_GREY = "#c8c8c8"
 # A ratio from which bars on a linear axis cannot be read.
 _WIDE = 20.0
+# Text stays text, and what is black here has the page's text colour by its style.css.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "detbench",
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "hatch.linewidth": 0.6,
 }
+# What matplotlib would say of itself and of the day, in each plot.
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 class Plots:
@@ -60,8 +55,9 @@ class Plots:
         self._comparisons = comparisons
         names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
         self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))
-        self._doubts = {row.run.implementation: "not compared" for row in rows if row.unproven}
-        self._doubts |= {each.implementation: "wrong answers" for each in comparisons if not each.gate.passed}
+        self._doubts = {row.run.implementation: "not compared" for row in rows if not (row.comparison or row.right)}
+        said = {"tolerated": "other answers", "failed": "wrong answers"}
+        self._doubts |= {each.implementation: said[each.verdict] for each in comparisons if each.verdict in said}
         self._numbers = itertools.count()
 
     def throughput(self) -> str:
@@ -123,26 +119,27 @@ class Plots:
 
         return self._draw("Share of each stage in the server's time", self._height() + 0.5, draw)
 
-    def vram(self) -> str | None:
-        """Peak GPU memory per implementation; None without a GPU."""
-        peaks: dict[str, float] = {}
+    def memory(self) -> str:
+        """Highest memory peak of each implementation, and the part of it that an empty server takes in grey."""
+        found: dict[str, Memory] = {}
         for row in self._rows:
-            if row.run.vram and row.run.vram.peak_mb is not None:
-                name = row.run.implementation
-                peaks[name] = max(peaks.get(name, 0.0), row.run.vram.peak_mb)
-        if not peaks:
-            return None
+            if row.run.memory and row.run.memory.peak_mb is not None:
+                before = found.setdefault(row.run.implementation, row.run.memory)
+                found[row.run.implementation] = max(before, row.run.memory, key=lambda each: each.peak_mb or 0.0)
 
         def draw(axes: Axes) -> None:
-            for place, (name, peak) in enumerate(peaks.items()):
+            for place, (name, memory) in enumerate(found.items()):
+                peak = memory.peak_mb or 0.0
                 self._bar(axes, place, name, peak)
+                if memory.empty_mb:
+                    axes.barh(place, memory.empty_mb, color=_GREY, edgecolor="white", height=0.6)
                 axes.annotate(f" {peak:,.0f}", (peak, place), va="center")
-            axes.set_yticks(range(len(peaks)), [self._label(name) for name in peaks])
+            axes.set_yticks(range(len(found)), [self._label(name) for name in found])
             axes.invert_yaxis()
-            axes.set_xlabel("peak VRAM (MB)")
+            axes.set_xlabel("memory peak (MB); grey: what the empty server takes")
             axes.margins(x=0.12)
 
-        return self._draw("Peak VRAM per implementation", 1.0 + 0.4 * len(peaks), draw)
+        return self._draw("Memory peak per implementation", 1.0 + 0.4 * len(found), draw) if found else ""
 
     def output_error(self) -> str | None:
         """Boxes MSE per implementation against the gate's limit; None when nothing was compared."""
@@ -158,7 +155,7 @@ class Plots:
                 axes.annotate(text, (max(error, floor * 1.5), place), (4, 0), textcoords="offset points", va="center")
             axes.set_xscale("log")
             axes.set_xlim(floor, max(1.0, *(c.overall.boxes_mse for c in self._comparisons)) * 1e3)
-            axes.axvline(BOXES_MSE_LIMIT, color=_INK, linewidth=1, linestyle=":")
+            axes.axvline(BOXES_MSE_LIMIT, color="black", linewidth=1, linestyle=":")
             axes.annotate(" gate", (BOXES_MSE_LIMIT, 1), xycoords=("data", "axes fraction"), va="bottom")
             axes.set_yticks(range(len(self._comparisons)), [self._label(c.implementation) for c in self._comparisons])
             axes.invert_yaxis()
@@ -202,12 +199,16 @@ def svg(title: str, height: float, prefix: str, draw: Callable[[Axes], None]) ->
         prefix: of the ids within, so that one page can have several.
         draw: draws on the axes.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context({**_STYLE, "svg.id": prefix, "svg.hashsalt": prefix}):
         figure = Figure(figsize=(7.4, height), layout="constrained")
         draw(figure.subplots())
+        figure.draw_without_rendering()  # which makes the ticks, so that they are named as well
+        for number, artist in enumerate(figure.findobj()):
+            artist.set_gid(f"{prefix}-{number}")
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(out.getvalue(), title, prefix)
+        figure.savefig(out, format="svg", transparent=True, metadata={**_NO_METADATA, "Title": title})
+    document = out.getvalue()
+    return document[document.index("<svg") :]  # within a page: without the prologue of a document
 
 
 def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:
@@ -218,17 +219,3 @@ def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[floa
     set_scale("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
     axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
-
-
-def _inline(svg: str, title: str, prefix: str) -> str:
-    """An SVG document as an element: fluid, labelled, with ids of its own and the page's ink."""
-    element = svg[svg.index("<svg") :]
-    for identifier in set(re.findall(r'\bid="([^"]+)"', element)):
-        element = element.replace(f'id="{identifier}"', f'id="{prefix}-{identifier}"')
-        element = element.replace(f"#{identifier})", f"#{prefix}-{identifier})")
-        element = element.replace(f'href="#{identifier}"', f'href="#{prefix}-{identifier}"')
-    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = element.replace(_INK, "currentColor")
-    return element.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from detbench.results import BASELINE, Comparison, ImplementationInfo, Run, Sweep
+from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, Run, Sweep
 
 NOT_APPLICABLE = "n/a"
 
@@ -32,20 +32,14 @@ class Row:
         return gate_of(self.comparison)
 
     @property
-    def wrong(self) -> bool:
-        """Whether the answers are known not to be the reference's."""
-        return self.comparison is not None and not self.comparison.gate.passed
-
-    @property
-    def unproven(self) -> bool:
-        """Whether the answers may be any: not compared, and not claimed to be the reference's."""
-        return self.comparison is None and not self.exact
+    def right(self) -> bool:
+        """Whether the answers are the reference's, or, where they were not compared, claimed to be."""
+        return self.exact if self.comparison is None else self.comparison.gate.passed
 
     def cells(self) -> tuple[str, ...]:
         """Text under each of `COLUMNS`."""
         run = self.run
         latency = run.load.latency if run.load else None
-        peak = run.vram.peak_mb if run.vram else None
         return (
             run.implementation,
             str(run.users),
@@ -53,7 +47,7 @@ class Row:
             "–" if self.rps is None else f"{self.rps:.3g}",
             f"{self.speedup:.2f}×" if self.speedup is not None else "–",
             *(duration(v) for v in ((latency.p50_ms, latency.p90_ms, latency.p99_ms) if latency else (None,) * 3)),
-            NOT_APPLICABLE if peak is None else f"{peak:.0f}",
+            megabytes(run.memory.peak_mb if run.memory else None),
             *error_cells(self.comparison),
             self.gate,
         )
@@ -73,7 +67,16 @@ ERROR_COLUMNS = (
     Column("scores MSE", "mean squared error of scores against the reference"),
     Column("labels accuracy", "share of detections with the reference's label"),
 )
-GATE_COLUMN = Column("gate", "passed: the reference's answers, but for float32 rounding", numeric=False)
+MEMORY_COLUMN = Column(
+    "memory peak (MB)",
+    "most memory of the server's process meanwhile, this implementation alone being loaded: on a GPU the device's, by "
+    "NVML; on a CPU what is resident, imports and weights among it",
+)
+GATE_COLUMN = Column(
+    "gate",
+    "passed: the reference's answers, but for float32 rounding; tolerated: near them, and claimed to be no more",
+    numeric=False,
+)
 COLUMNS = (
     Column("implementation", "way of running the models", numeric=False),
     Column("users", "clients at once, each with one request at a time"),
@@ -83,7 +86,7 @@ COLUMNS = (
     Column("p50 (ms)", "half of the requests took at most this long, seen by the client"),
     Column("p90 (ms)", "9 of 10 requests took at most this long"),
     Column("p99 (ms)", "99 of 100 requests took at most this long"),
-    Column("VRAM peak (MB)", "most GPU memory that torch had allocated, this implementation alone being loaded"),
+    MEMORY_COLUMN,
     *ERROR_COLUMNS,
     GATE_COLUMN,
 )
@@ -97,11 +100,20 @@ IMPLEMENTATION_COLUMNS = (
         "load (s)",
         "until it could serve, compiling among it, without what is shared with others: finding weights, imports",
     ),
-    Column("compile (s)", "of that, what compiling took; – is none, or not known"),
+    Column(
+        "first load (s)",
+        "the load that made what later ones find on disk: converted networks, choices, compiled code; – an earlier run "
+        "had made it",
+    ),
+    Column("compile (s)", "of the first load, else of the load, what compiling took; – is none, or not known"),
     Column(
         "kernels per request",
         "GPU kernels that one request of one image launches, counted by torch's profiler; on a CPU torch's operators "
         "at the leaves",
+    ),
+    Column(
+        "above empty (MB)",
+        "part of the memory peak that the same process did not take before anything was loaded; n/a with --host",
     ),
 )
 
@@ -118,23 +130,36 @@ def rows_of(sweep: Sweep) -> list[Row]:
     ]
 
 
-def implementation_cells(info: ImplementationInfo) -> tuple[str, ...]:
-    """Text under each of `IMPLEMENTATION_COLUMNS`."""
+def implementation_cells(info: ImplementationInfo, memories: Iterable[Memory | None]) -> tuple[str, ...]:
+    """Text under each of `IMPLEMENTATION_COLUMNS`.
+
+    Args:
+        memories: of all that was measured of it; its highest peak counts.
+    """
+    above = [memory.above_empty_mb for memory in memories if memory and memory.above_empty_mb is not None]
     return (
         info.name,
         "reference" if info.name == BASELINE else "exact" if info.exact else "not exact",
         info.precision,
         duration(info.load_s),
+        duration(info.first_load_s),
         duration(info.compile_s),
         NOT_APPLICABLE if info.kernels_per_request is None else f"{info.kernels_per_request:,}",
+        megabytes(max(above, default=None)),
     )
 
 
+def implementation_rows(sweep: Sweep) -> list[tuple[str, ...]]:
+    """The small table of a sweep: the cells of each of its implementations."""
+    return [
+        implementation_cells(info, (run.memory for run in sweep.runs if run.implementation == info.name))
+        for info in sweep.implementations
+    ]
+
+
 def gate_of(comparison: Comparison | None) -> str:
-    """Whether the answers are the reference's: passed, failed, or n/a when they were not compared."""
-    if comparison is None:
-        return NOT_APPLICABLE
-    return "passed" if comparison.gate.passed else "failed"
+    """Whether the answers are the reference's: passed, tolerated, failed, or n/a when they were not compared."""
+    return NOT_APPLICABLE if comparison is None else comparison.verdict
 
 
 def error_cells(comparison: Comparison | None) -> tuple[str, ...]:
@@ -155,6 +180,11 @@ def duration(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def megabytes(value: float | None) -> str:
+    """Memory in MB, whole."""
+    return NOT_APPLICABLE if value is None else f"{value:,.0f}"
 
 
 def scientific(value: float) -> str:

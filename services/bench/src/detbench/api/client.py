@@ -1,145 +1,28 @@
 """The HTTP API of a detserver, as typed calls."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
+from detbench.api.schemas import (
+    Health,
+    ImplementationStatus,
+    Inference,
+    Kernels,
+    Loaded,
+    ModelSetStatus,
+    Timed,
+    VramStatus,
+)
 from detbench.errors import MalformedOutput, ServerError
-from detbench.results import ModelWeights
 
 # A first load may run torch.compile, and so may the first batch of a new size: many minutes on a slow machine.
 _COMPILE_TIMEOUT_S = 1800.0
 
 REFUSED_IMAGE = (400, 413, 415)
 """Statuses by which a server refuses one image: it is none, is too large, or of a type that is not taken."""
-
-
-class Response(BaseModel):
-    """A response of the server. Unknown fields are ignored: a newer server may answer more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ModelDetections(Response):
-    """What one model found in one image.
-
-    `boxes` are x1, y1, x2, y2 in pixels of the upright image, `scores` in [0, 1] and descending, `labels` class ids
-    from 1; the three have one entry per detection.
-    """
-
-    model_name: str
-    boxes: list[tuple[float, float, float, float]]
-    scores: list[float]
-    labels: list[int]
-    inference_time_ms: float | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not len(self.boxes) == len(self.scores) == len(self.labels):
-            raise ValueError(f"{self.model_name}: boxes, scores and labels differ in length")
-        if not all(math.isfinite(v) for v in (*self.scores, *(c for box in self.boxes for c in box))):
-            raise ValueError(f"{self.model_name}: a NaN or an infinity among boxes or scores")
-        return self
-
-
-class Inference(Response):
-    """The answer of `POST /infer`."""
-
-    implementation: str
-    model_set: str
-    total_inference_time_ms: float
-    timings_ms: dict[str, float]
-    batch_size: int
-    detections: list[ModelDetections]
-
-
-class ImplementationStatus(Response):
-    """One entry of `GET /implementations`.
-
-    `technique` is what it adds to its predecessor in the ablation; `compiles` says that its first load on a machine
-    takes minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
-    """
-
-    name: str
-    description: str
-    exact: bool
-    precision: str
-    model_sets: list[str]
-    loaded: list[str]
-    unavailable: str | None = None
-    technique: str = ""
-    compiles: bool = False
-    unsupported: dict[str, str] = {}
-
-    def why_not(self, model_set: str) -> str | None:
-        """Why it cannot run `model_set` on the server's machine; None where it can."""
-        if self.unavailable is not None:
-            return self.unavailable
-        if model_set in self.model_sets and model_set not in self.unsupported:
-            return None
-        return self.unsupported.get(model_set) or f"it cannot run {model_set}"
-
-
-class ModelSetStatus(Response):
-    """The detectors of one model set; `models` says where the weights come from once they were loaded."""
-
-    name: str
-    models: list[ModelWeights]
-
-
-class Health(Response):
-    """The answer of `GET /health`."""
-
-    status: str
-    device: str
-    device_name: str
-    driver: str | None
-    versions: dict[str, str]
-    cpu_count: int
-    torch_threads: int
-    platform: str
-    revision: str | None
-    clocks_mhz: dict[str, int] | None
-    settings: dict[str, str | int | float | bool | None]
-
-
-class VramStatus(Response):
-    """The answer of `GET /vram`, in MB (10^6 bytes); None where there is no GPU."""
-
-    device: str
-    allocated_mb: float | None
-    reserved_mb: float | None
-    peak_mb: float | None
-    device_used_mb: float | None
-    device_total_mb: float | None
-
-
-class Loaded(Response):
-    """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
-
-    `remark` is what really runs, as far as the name leaves it open.
-    """
-
-    implementation: str
-    model_set: str
-    load_s: float
-    compile_s: float | None = None
-    remark: str = ""
-
-
-class Kernels(Response):
-    """The answer of `POST /implementations/{impl}/kernels`."""
-
-    kernels_per_request: int
-
-
-class Timed(Response):
-    """The answer of `POST /time`: what each batch took on the device, ms."""
-
-    latencies_ms: list[float] = Field(min_length=1)
 
 
 def base_url(text: str) -> str:
@@ -193,11 +76,11 @@ class ServerClient:
         return ModelSetStatus.model_validate(self._call("GET", f"/model-sets/{name}"))
 
     def vram(self) -> VramStatus:
-        """GPU memory now, and its peak since the last reset."""
+        """Memory of the server now, and its peaks since the last reset."""
         return VramStatus.model_validate(self._call("GET", "/vram"))
 
-    def reset_vram_peak(self) -> None:
-        """Start a new peak."""
+    def reset_peaks(self) -> None:
+        """Let every peak of `vram` begin anew."""
         self._call("POST", "/vram/reset")
 
     def load(self, implementation: str, model_set: str) -> Loaded:

@@ -1,0 +1,101 @@
+"""Where implementations are measured: each in a new server process of our own, or all in one that a person names."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from detbench.api.client import ServerClient
+from detbench.errors import DetbenchError, ServerError
+from detbench.measure.progress import SweepProgress
+from detbench.measure.server_process import ServerProcess
+from detbench.results import Memory
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers, with nothing loaded when it is handed out.
+
+    `process` is its process where it is our own, and `empty_mb` what that took of memory before anything was loaded.
+    """
+
+    client: ServerClient
+    process: ServerProcess | None = None
+    empty_mb: float | None = None
+
+    def alive(self) -> bool:
+        """Whether the server runs, as far as that is ours to know."""
+        return self.process is None or self.process.alive()
+
+    def reason(self, error: DetbenchError) -> str:
+        """The error in words; with the end of its log where the server has ended."""
+        if isinstance(error, ServerError) and self.process is not None and self.process.ended():
+            return f"the server ended: {error}\n{self.process.log_tail()}"
+        return str(error)
+
+    def memory(self) -> Memory:
+        """Its memory now, and the peaks since their last reset, as results keep them."""
+        return memory_of(self.client, self.empty_mb)
+
+
+@dataclass(frozen=True)
+class OwnServers:
+    """Starts a new server process each time that one is asked for.
+
+    `create` makes the process, which is not started yet, from the file of its log; the logs are in `run_dir`.
+    """
+
+    create: Callable[[Path], ServerProcess]
+    run_dir: Path
+    progress: SweepProgress
+
+    host: ClassVar[None] = None
+
+    @contextmanager
+    def empty(self, name: str | None = None) -> Iterator[Server]:
+        """A server in which nothing is loaded, ended after the block.
+
+        Args:
+            name: the implementation that it is for, and that its log is named after; None: to ask what there is.
+
+        Raises:
+            ServerError: it does not start; or what the block raises, with the end of the log where the server ended.
+        """
+        self.progress.doing(f"starting a server for {name}" if name else "starting a server")
+        with self.create(self.run_dir / (f"server-{name}.log" if name else "server.log")) as process:
+            process.wait_ready()
+            with ServerClient(process.host) as client:
+                server = Server(client, process, memory_of(client, None).now_mb)
+                try:
+                    yield server
+                except ServerError as error:
+                    raise ServerError(server.reason(error), error.status) from error
+
+
+@dataclass(frozen=True)
+class ServerAt:
+    """The server at `host`, which is not ours to start or end."""
+
+    host: str
+
+    @contextmanager
+    def empty(self, _: str | None = None) -> Iterator[Server]:
+        """The server, after everything that it has loaded was unloaded.
+
+        Raises:
+            ServerError: it does not answer, or refuses.
+        """
+        with ServerClient(self.host) as client:
+            for status in client.implementations():
+                for model_set in status.loaded:
+                    client.unload(status.name, model_set)
+            yield Server(client)
+
+
+Servers = OwnServers | ServerAt
+
+
+def memory_of(client: ServerClient, empty_mb: float | None) -> Memory:
+    """Memory of the server that `client` calls, see `Memory`."""
+    return Memory.model_validate(client.vram().model_dump(exclude={"device"}) | {"empty_mb": empty_mb})
