@@ -95,7 +95,7 @@ class Session:
         loaded = server.client.load(status.name, self._subject.model_set)
         if status.compiles or loaded.first:
             self._progress.say(f"{status.name}: loaded in {loaded.load_s:.0f} s{' for the first time' * loaded.first}")
-        if loaded.remark:
+        if loaded.remark and not (loaded.first and server.process):  # then the load that is measured says it
             self._progress.say(f"{status.name} runs {loaded.remark}")
         return loaded
 
