@@ -1,4 +1,4 @@
-"""A technique that is added for the test's sake, as docs/techniques.md says: a field, a file and a row, nothing else."""
+"""A technique that is added for the test's sake, as docs/techniques.md says: a field, a file, a row, nothing else."""
 
 import json
 import os
@@ -24,7 +24,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = source / "detserver"
     shutil.copytree(REPOSITORY / "services" / "inference" / "src" / "detserver", package)
     recipe, table = package / "recipes" / "recipe.py", package / "implementations" / "table.py"
-    recipe.write_text(recipe.read_text().replace("    graph: bool = False\n", "    graph: bool = False\n    twice: bool = False\n"))
+    recipe.write_text(
+        recipe.read_text().replace("    graph: bool = False\n", "    graph: bool = False\n    twice: bool = False\n")
+    )
     (file,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (package / "recipes" / "techniques" / "twice.py").write_text(file.replace("\n   ", "\n").lstrip())
     (row,) = re.findall(r'`(Row\("twice".*?)`:?', PAGE)
@@ -45,7 +47,9 @@ def test_it_is_served_measured_and_reported(sources: Path, tmp_path: Path, monke
     monkeypatch.setenv("DETSERVER_DEVICE", "cpu")
     common = ["--model-set", "small", "--data-dir", data_dir, "--outputs-dir", outputs, "--max-images", 2]
 
-    with ServerProcess(tmp_path / "server.log", {"DETSERVER_PRELOAD": "none", "DETSERVER_DATA_DIR": str(data_dir)}) as server:
+    with ServerProcess(
+        tmp_path / "server.log", {"DETSERVER_PRELOAD": "none", "DETSERVER_DATA_DIR": str(data_dir)}
+    ) as server:
         server.wait_ready()
         listed = {each["name"]: each for each in httpx.get(f"{server.host}/implementations").json()}
         assert listed["twice"]["recipe"] == listed["folded"]["recipe"] | {"twice": True}
