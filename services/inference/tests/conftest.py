@@ -1,6 +1,6 @@
 """What the tests of the server share: photographs, and real servers on ports of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,9 +27,9 @@ def start_server(tmp_path: Path, data_dir: Path) -> Iterator[StartServer]:
     """Start servers with settings given as keyword arguments (`preload="invalid"`); ended after the test."""
     servers: list[RunningServer] = []
 
-    def start_one(wait: bool = True, **settings: str) -> RunningServer:
+    def start_one(wait: bool = True, program: Sequence[str] = ("-m", "detserver"), **settings: str) -> RunningServer:
         environment = {f"DETSERVER_{name.upper()}": value for name, value in settings.items()}
-        servers.append(start(tmp_path, wait, {"DETSERVER_DATA_DIR": str(data_dir), **environment}))
+        servers.append(start(tmp_path, wait, {"DETSERVER_DATA_DIR": str(data_dir), **environment}, program))
         return servers[-1]
 
     yield start_one

@@ -32,14 +32,6 @@ def test_implementations_say_what_they_claim_and_whether_they_are_loaded(server:
     assert (invalid["name"], invalid["exact"], invalid["model_sets"]) == ("invalid", False, ["mixed", "uniform"])
 
 
-def test_vram_without_a_gpu_is_null(server: RunningServer):
-    vram = get(server, "/vram")
-    if vram["device"] != "cpu":
-        pytest.skip("there is a GPU")
-    assert {value for name, value in vram.items() if name != "device"} == {None}
-    assert httpx.post(server.url + "/vram/reset").json() == vram
-
-
 def test_load_and_unload(start_server, photos: list[Path]):
     server = start_server(preload="none")
     load = f"{server.url}/implementations/invalid/load?model_set=uniform"

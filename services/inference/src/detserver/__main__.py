@@ -40,6 +40,9 @@ def main() -> int:
             for chatty in ("httpx", "python_multipart"):
                 logging.getLogger(chatty).setLevel(logging.ERROR)
             # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
+            from detserver import lean_imports
+
+            lean_imports.install()
             from detserver.http.routes import create_app
 
             app = create_app(settings)

@@ -4,37 +4,14 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch._C._autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from detserver import lean_imports
 
-from detserver.engine.work import failures
-from detserver.errors import DetserverError
-from detserver.http.server import Server
-from detserver.machine.device import use_ieee_float32
-from detserver.settings import Settings
+if TYPE_CHECKING:
+    import torch
 
 _NOT_KERNELS = ("Memcpy", "Memset")
-
-
-def count_kernels(call: Callable[[], object], device: torch.device) -> int:
-    """Kernels that `call` launches, counted by torch's profiler after one call without it.
-
-    On a GPU: kernels, those of a CUDA graph among them, copies not. On a CPU: torch's operators that call no other one;
-    what a library does inside one of them, or OpenVINO by itself, is not seen.
-    """
-    call()
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        call()
-        if on_gpu:
-            torch.cuda.synchronize(device)
-    events = profiler.events()
-    if on_gpu:
-        return sum(e.device_type == DeviceType.CUDA and not e.name.startswith(_NOT_KERNELS) for e in events)
-    return sum(not e.cpu_children and "::" in e.name for e in events)
 
 
 def main(implementation: str, model_set: str) -> int:
@@ -43,9 +20,15 @@ def main(implementation: str, model_set: str) -> int:
     The server's settings are a JSON object on standard input.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    settings = Settings(**json.load(sys.stdin))
+    lean_imports.install()
+    from detserver.engine.work import failures
+    from detserver.errors import DetserverError
+    from detserver.http.server import Server
+    from detserver.machine.device import use_ieee_float32
+    from detserver.settings import Settings
+
     try:
-        server = Server(settings)
+        server = Server(Settings(**json.load(sys.stdin)))
         use_ieee_float32()
         built = server.registry.get(implementation)(server.zoo.model_set(model_set), server.weights, server.device)
         with failures((implementation, model_set)):
@@ -58,6 +41,29 @@ def main(implementation: str, model_set: str) -> int:
         return 1
     sys.stdout.write(json.dumps({"kernels_per_request": count}) + "\n")
     return 0
+
+
+def count_kernels(call: Callable[[], object], device: "torch.device") -> int:
+    """Kernels that `call` launches, counted by torch's profiler after one call without it.
+
+    On a GPU: kernels, those of a CUDA graph among them, copies not. On a CPU: torch's operators that call no other one;
+    what a library does inside one of them, or OpenVINO by itself, is not seen.
+    """
+    import torch
+    from torch._C._autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    events = profiler.events()
+    if on_gpu:
+        return sum(e.device_type == DeviceType.CUDA and not e.name.startswith(_NOT_KERNELS) for e in events)
+    return sum(not e.cpu_children and "::" in e.name for e in events)
 
 
 if __name__ == "__main__":

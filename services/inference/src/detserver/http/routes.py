@@ -120,14 +120,16 @@ def create_app(settings: Settings) -> FastAPI:
             return JSONResponse(schemas.Ready().model_dump())
         return JSONResponse(reason.model_dump(), 503, {"Retry-After": "2"})
 
-    @app.get("/vram", summary="GPU memory now, and its peak since the last reset")
+    @app.get(
+        "/vram",
+        summary="Memory of the server's process, on the GPU and in RAM, now and at its peak",
+    )
     async def vram() -> schemas.Vram:
-        return server.vram_status()
+        return server.memory()
 
-    @app.post("/vram/reset", summary="Start a new peak")
+    @app.post("/vram/reset", summary="Start new peaks at what is taken now")
     async def reset_vram() -> schemas.Vram:
-        server.vram.reset_peak()
-        return server.vram_status()
+        return server.reset_memory_peaks()
 
     @app.get("/implementations", summary="The ways of running the models")
     async def implementations() -> list[schemas.ImplementationInfo]:

@@ -110,14 +110,19 @@ class Health(BaseModel):
 
 
 class Vram(BaseModel):
-    """GPU memory in MB (10^6 bytes); nulls without a GPU."""
+    """Memory of the server's process in MB (10^6 bytes); nulls for the GPU's without one. Peaks: since the reset."""
 
     device: str
-    allocated_mb: float | None = Field(description="by torch's tensors")
-    reserved_mb: float | None = Field(description="by torch's allocator")
-    peak_mb: float | None = Field(description="most that was allocated since the last reset")
-    device_used_mb: float | None = Field(description="by all processes on the device (NVML)")
+    allocated_mb: float | None = Field(description="GPU memory of torch's tensors")
+    reserved_mb: float | None = Field(description="GPU memory of torch's allocator, pools of CUDA graphs among it")
+    allocated_peak_mb: float | None = Field(description="without what a CUDA graph uses while it is replayed")
+    reserved_peak_mb: float | None
+    process_mb: float | None = Field(description="GPU memory of this process by NVML: CUDA context and libraries too")
+    process_peak_mb: float | None
+    device_used_mb: float | None = Field(description="GPU memory of all processes on the device by NVML")
     device_total_mb: float | None
+    resident_mb: float | None = Field(description="resident memory of this process; null on systems without /proc")
+    resident_peak_mb: float | None
 
 
 class Unloaded(BaseModel):

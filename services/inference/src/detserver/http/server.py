@@ -23,7 +23,8 @@ from detserver.implementations.base import BaseModelImpl
 from detserver.machine.cpus import usable_cpus
 from detserver.machine.description import describe
 from detserver.machine.device import usable_device
-from detserver.machine.vram import VramMonitor
+from detserver.machine.memory import ResidentMonitor, VramMonitor
+from detserver.machine.nvml import Nvml, memory_in_use
 from detserver.models.model_sets import ModelSet, Zoo
 from detserver.models.weights import WeightsStore
 from detserver.preprocess import PreparedImage, prepare
@@ -59,6 +60,7 @@ class Server:
         self.settings = settings
         cpus = usable_cpus()
         torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), cpus))
+        vram_in_use_before = memory_in_use()
         self.device = usable_device(settings.device)
         self.zoo = Zoo(settings.model_sets_file, settings.data_dir)
         if settings.default_model_set not in self.zoo.model_sets:
@@ -68,7 +70,9 @@ class Server:
         )
         self.registry = Registry()
         self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size, self._note_device_failure)
-        self.vram = VramMonitor(self.device)
+        self._nvml = Nvml(self.device)
+        self._vram = VramMonitor(self.device, self._nvml, vram_in_use_before)
+        self._resident = ResidentMonitor()
         compilation.configure(settings.cache_dir, cpus, settings.compile)
         self.machine = describe(self.device)
         self.telemetry = Telemetry(self.registry.all, self.zoo.model_sets)
@@ -77,7 +81,8 @@ class Server:
             lambda: self.engine.loaded,
             lambda: self.engine.slow_nms,
             self._weights_rows,
-            self.vram,
+            self._vram.read,
+            self._resident.read,
             self._build_labels(),
         )
         self._decode_threads = settings.decode_threads or cpus
@@ -211,8 +216,8 @@ class Server:
         return schemas.Health(
             status=self._status,
             detail=self._failure,
-            driver=self.vram.driver(),
-            clocks_mhz=self.vram.clocks_mhz(),
+            driver=self._nvml.driver(),
+            clocks_mhz=self._nvml.clocks_mhz(),
             revision=self.settings.revision,
             settings=self._reported_settings(),
             model_sets=[self._model_set_info(model_set) for model_set in self.zoo.model_sets.values()],
@@ -220,12 +225,18 @@ class Server:
             **asdict(self.machine),
         )
 
-    def vram_status(self) -> schemas.Vram:
+    def memory(self) -> schemas.Vram:
         """Answer `GET /vram`."""
-        megabytes = {
-            f"{kind}_mb": None if value is None else value / 1e6 for kind, value in vars(self.vram.read()).items()
-        }
+        resident = self._resident.read()
+        in_bytes = vars(self._vram.read()) | {"resident": resident.now, "resident_peak": resident.peak}
+        megabytes = {f"{kind}_mb": None if value is None else value / 1e6 for kind, value in in_bytes.items()}
         return schemas.Vram(device=self.machine.device, **megabytes)
+
+    def reset_memory_peaks(self) -> schemas.Vram:
+        """Answer `POST /vram/reset`."""
+        self._vram.reset_peaks()
+        self._resident.reset_peak()
+        return self.memory()
 
     def _note_device_failure(self, reason: str) -> None:
         self._status, self._failure = "failed", reason

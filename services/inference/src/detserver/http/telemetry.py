@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from detserver.errors import DetserverError, InternalError
 from detserver.http.stages import STAGES, Stages
-from detserver.machine.vram import VramMonitor
+from detserver.machine.memory import Resident, Vram
 
 # 1 ms to 60 s with a factor of 1.5, so that a percentile read off the buckets is never far off.
 LATENCY_BUCKETS_S = (*(0.001 * 1.5**step for step in range(28)), 60.0)
@@ -87,7 +87,8 @@ class Telemetry:
         loaded: Callable[[], list[tuple[str, str]]],
         slow_nms: Callable[[], dict[tuple[str, str], int]],
         weights: Callable[[], list[tuple[str, str, str]]],
-        vram: VramMonitor,
+        vram: Callable[[], Vram],
+        resident: Callable[[], Resident],
         build: Mapping[str, str],
     ) -> None:
         """Export what is read when it is asked for.
@@ -97,9 +98,11 @@ class Telemetry:
             loaded: (implementation, model set) of what can serve.
             slow_nms: batches whose NMS had to look at all candidates, by (implementation, model set).
             weights: (model set, model, source) of the weights in use.
+            vram: GPU memory of this process.
+            resident: RAM of this process.
             build: labels of `detserver_build_info`.
         """
-        self.registry.register(_State(queue_depth, loaded, slow_nms, weights, vram, build))
+        self.registry.register(_State(queue_depth, loaded, slow_nms, weights, vram, resident, build))
 
 
 class _State(Collector):
@@ -109,7 +112,8 @@ class _State(Collector):
         loaded: Callable[[], list[tuple[str, str]]],
         slow_nms: Callable[[], dict[tuple[str, str], int]],
         weights: Callable[[], list[tuple[str, str, str]]],
-        vram: VramMonitor,
+        vram: Callable[[], Vram],
+        resident: Callable[[], Resident],
         build: Mapping[str, str],
     ) -> None:
         self._queue_depth = queue_depth
@@ -117,6 +121,7 @@ class _State(Collector):
         self._slow_nms = slow_nms
         self._weights = weights
         self._vram = vram
+        self._resident = resident
         self._build = build
 
     def collect(self) -> Iterable[Metric]:
@@ -147,11 +152,21 @@ class _State(Collector):
         for row in self._weights():
             weights.add_metric(row, 1.0)
         yield weights
-        vram = GaugeMetricFamily("detserver_vram_bytes", "GPU memory; no sample without a GPU", labels=("kind",))
-        for kind, value in vars(self._vram.read()).items():
-            if value is not None:
-                vram.add_metric((kind,), float(value))
-        yield vram
+        vram = GaugeMetricFamily(
+            "detserver_vram_bytes",
+            "GPU memory of torch, of this process and of the device, peaks since the reset; no sample without a GPU",
+            labels=("kind",),
+        )
+        resident = GaugeMetricFamily(
+            "detserver_resident_bytes",
+            "Resident memory of this process, now and its peak since the last reset",
+            labels=("kind",),
+        )
+        for family, figures in ((vram, self._vram()), (resident, self._resident())):
+            for kind, value in vars(figures).items():
+                if value is not None:
+                    family.add_metric((kind,), float(value))
+            yield family
         build = GaugeMetricFamily("detserver_build_info", "Versions of this server", labels=tuple(self._build))
         build.add_metric(tuple(self._build.values()), 1.0)
         yield build

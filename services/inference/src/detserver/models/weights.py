@@ -17,7 +17,6 @@ from detserver.errors import WeightsRefused
 from detserver.models import calibrate
 from detserver.models.checkpoint import StateDict, read_checkpoint
 from detserver.models.configuration import published_weights, takes_published_weights
-from detserver.models.download import ChecksumMismatch, DownloadFailed, Unreachable, download
 from detserver.models.model_sets import ModelSpec, create_model
 
 log = logging.getLogger(__name__)
@@ -122,6 +121,9 @@ class WeightsStore:
             return path
         if not self._allow_download:
             return None
+        # It needs httpx, which takes half a second to import.
+        from detserver.models.download import ChecksumMismatch, DownloadFailed, Unreachable, download
+
         # effdet's file names end with the first digits of their SHA-256, as torch.hub's do.
         checksum = re.search(r"-([0-9a-f]{8,})\.\w+$", name)
         source = f"{self._mirror.rstrip('/')}/{name}" if self._mirror else url
