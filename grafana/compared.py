@@ -13,7 +13,6 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from panels import (
     BY,
     CHOSEN,
-    GPU_ABSENT,
     NAMED,
     SOURCE,
     bars,
@@ -37,8 +36,8 @@ COLUMNS = {
         "s",
         f'min by (implementation, model_set) (detbench_run_latency_seconds{{{CHOSEN},quantile="0.99",users="1"}})',
     ),
-    "vram": (
-        "VRAM peak",
+    "memory": (
+        "Memory peak",
         "bytes",
         f"max by (implementation, model_set) (detbench_run_memory_peak_bytes{{{CHOSEN}}})",
     ),
@@ -153,7 +152,7 @@ def compared() -> Dashboard:
         dashboard(
             "detbench-compared",
             "Implementations compared",
-            "Throughput, latency, VRAM and output error of each implementation. Results come from one-shot jobs: "
+            "Throughput, latency, memory and output error of each implementation. Results come from one-shot jobs: "
             "make bench-stack, make compare.",
         )
         .with_variable(implementation_variable())
@@ -186,11 +185,11 @@ def compared() -> Dashboard:
         )
         .with_panel(
             bars(
-                "VRAM peak",
-                "Peak of torch's allocator with this implementation alone. Less is better, where the answers are "
-                "baseline's." + GPU_ABSENT,
+                "Memory peak",
+                "Most that the server's process took in the newest sweep, with this implementation alone: on a GPU the "
+                "GPU's memory by NVML, without one resident memory. Less is better, where the answers are baseline's.",
                 "bytes",
-                (judged(COLUMNS["vram"][2]), JUDGED),
+                (judged(COLUMNS["memory"][2]), JUDGED),
             )
         )
         .with_row(Row("As it was seen live"))

@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.builders.dashboard import (
     Dashboard,
 )
-from panels import GPU_ABSENT, PROFILING, dashboard, graph
+from panels import NO_GPU, PROFILING, dashboard, graph
 
 
 def gpu() -> Dashboard:
@@ -11,23 +11,25 @@ def gpu() -> Dashboard:
     mib = 1024 * 1024
     one = "GPU {{gpu}}"
     return (
-        dashboard("detbench-gpu", "GPU", "The device as NVIDIA's DCGM sees it. Empty on a machine without a GPU.")
+        dashboard("detbench-gpu", "GPU", "The device as NVIDIA's DCGM sees it.")
         .with_panel(
             graph(
                 "Memory",
-                "Framebuffer that all processes use, and that is free." + GPU_ABSENT,
+                "Framebuffer that all processes use, and that is free.",
                 "bytes",
                 (f"DCGM_FI_DEV_FB_USED * {mib}", f"used, {one}"),
                 (f"DCGM_FI_DEV_FB_FREE * {mib}", f"free, {one}"),
+                absent=NO_GPU,
             )
         )
         .with_panel(
             graph(
                 "Utilization",
-                "Share of time in which at least one kernel ran, and in which memory was accessed." + GPU_ABSENT,
+                "Share of time in which at least one kernel ran, and in which memory was accessed.",
                 "percent",
                 ("DCGM_FI_DEV_GPU_UTIL", f"kernels, {one}"),
                 ("DCGM_FI_DEV_MEM_COPY_UTIL", f"memory, {one}"),
+                absent=NO_GPU,
             )
         )
         .with_panel(
@@ -37,6 +39,7 @@ def gpu() -> Dashboard:
                 "percentunit",
                 ("DCGM_FI_PROF_SM_ACTIVE", f"active, {one}"),
                 ("DCGM_FI_PROF_SM_OCCUPANCY", f"occupancy, {one}"),
+                absent=NO_GPU,
             )
         )
         .with_panel(
@@ -47,44 +50,47 @@ def gpu() -> Dashboard:
                 "percentunit",
                 ("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", f"tensor, {one}"),
                 ("DCGM_FI_PROF_DRAM_ACTIVE", f"memory, {one}"),
+                absent=NO_GPU,
             )
         )
-        .with_panel(graph("Power", "Power draw of the board." + GPU_ABSENT, "watt", ("DCGM_FI_DEV_POWER_USAGE", one)))
+        .with_panel(graph("Power", "Power draw of the board.", "watt", ("DCGM_FI_DEV_POWER_USAGE", one), absent=NO_GPU))
         .with_panel(
             graph(
                 "Energy per image",
-                "Energy of the board divided by the server's answers, over the rate interval." + GPU_ABSENT,
+                "Energy of the board divided by the server's answers, over the rate interval.",
                 "joule",
                 (
                     "sum(rate(DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION[$__rate_interval])) / 1000 / "
                     'sum(rate(detserver_requests_total{status="200"}[$__rate_interval]))',
                     "energy per image",
                 ),
+                absent=NO_GPU,
             )
         )
         .with_panel(
             graph(
                 "Temperature",
-                "Of the chip and of its memory." + GPU_ABSENT,
+                "Of the chip and of its memory.",
                 "celsius",
                 ("DCGM_FI_DEV_GPU_TEMP", f"chip, {one}"),
                 ("DCGM_FI_DEV_MEMORY_TEMP", f"memory, {one}"),
+                absent=NO_GPU,
             )
         )
         .with_panel(
             graph(
                 "Clocks",
-                "Clock frequencies. A falling SM clock under load makes figures too slow." + GPU_ABSENT,
+                "Clock frequencies. A falling SM clock under load makes figures too slow.",
                 "hertz",
                 ("DCGM_FI_DEV_SM_CLOCK * 1e6", f"SM, {one}"),
                 ("DCGM_FI_DEV_MEM_CLOCK * 1e6", f"memory, {one}"),
+                absent=NO_GPU,
             )
         )
         .with_panel(
             graph(
                 "Why clocks are lowered",
-                "1 while the reason holds. The power cap is normal under full load; heat and brake are not."
-                + GPU_ABSENT,
+                "1 while the reason holds. The power cap is normal under full load; heat and brake are not.",
                 "short",
                 *(
                     (f"floor(DCGM_FI_DEV_CLOCKS_EVENT_REASONS / {bit}) % 2", f"{reason}, {one}")
@@ -96,6 +102,7 @@ def gpu() -> Dashboard:
                         (128, "power brake"),
                     )
                 ),
+                absent=NO_GPU,
             ).max(1)
         )
     )

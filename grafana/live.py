@@ -7,8 +7,8 @@ from grafana_foundation_sdk.builders.dashboard import (
 from panels import (
     BY,
     CHOSEN,
-    GPU_ABSENT,
     NAMED,
+    NO_GPU,
     SERVER_STAGES,
     SIDES,
     STAGE_COLORS,
@@ -186,27 +186,33 @@ def live() -> Dashboard:
                 ("sum by (implementation, model_set) (detserver_implementation_loaded)", NAMED),
             )
         )
-        .with_row(Row("GPU"))
+        .with_row(Row("Memory and GPU"))
         .with_panel(
             graph(
-                "VRAM",
-                "Torch's allocator: allocated, reserved and the peak since the last reset; the device's use by all "
-                "processes." + GPU_ABSENT,
+                "Memory",
+                "Of the server's process, now and its peak since the last reset: on a GPU the GPU's memory by NVML, "
+                "with what torch's allocator has reserved beside it; without one resident memory.",
                 "bytes",
-                ("detserver_vram_bytes", "{{kind}}"),
+                ('detserver_vram_bytes{kind="process"}', "GPU, now"),
+                ('detserver_vram_bytes{kind="process_peak"}', "GPU, peak"),
+                ('detserver_vram_bytes{kind="reserved"}', "reserved by torch, now"),
+                ('detserver_vram_bytes{kind="reserved_peak"}', "reserved by torch, peak"),
+                ("detserver_resident_bytes unless on (instance) detserver_vram_bytes", "resident, {{kind}}"),
             )
         )
         .with_panel(
             graph(
                 "GPU utilization",
-                "Share of time in which a kernel ran, and memory was accessed. 100 % is not yet a full GPU."
-                + GPU_ABSENT,
+                "Share of time in which a kernel ran, and memory was accessed. 100 % is not yet a full GPU.",
                 "percent",
                 ("DCGM_FI_DEV_GPU_UTIL", "kernels, GPU {{gpu}}"),
                 ("DCGM_FI_DEV_MEM_COPY_UTIL", "memory, GPU {{gpu}}"),
+                absent=NO_GPU,
             )
         )
         .with_panel(
-            graph("Power", "Power draw of the board." + GPU_ABSENT, "watt", ("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"))
+            graph(
+                "Power", "Power draw of the board.", "watt", ("DCGM_FI_DEV_POWER_USAGE", "GPU {{gpu}}"), absent=NO_GPU
+            )
         )
     )

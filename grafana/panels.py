@@ -38,8 +38,8 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 CHOSEN = 'implementation=~"$implementation"'
 BY = "implementation_model_set"
 NAMED = "{{implementation}} · {{model_set}}"
-GPU_ABSENT = " Empty without a GPU."
-PROFILING = " Profiling counter: data-centre cards only, GeForce has none." + GPU_ABSENT
+NO_GPU = "no GPU, by DCGM"
+PROFILING = " Profiling counter: data-centre cards only, GeForce has none."
 
 Query = tuple[str, str]
 Color = str
@@ -56,9 +56,16 @@ def query(expr: str, legend: str, instant: bool = False) -> Dataquery:
 
 
 def graph(
-    title: str, description: str, unit: str, *queries: Query, span: int = 8, height: int = 11, stacked: bool = False
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    span: int = 8,
+    height: int = 11,
+    stacked: bool = False,
+    absent: str = "nothing yet",
 ) -> timeseries.Panel:
-    """A time series panel; the legend's table shows mean and last."""
+    """A time series panel; the legend's table shows mean and last. Without a series it says `absent`."""
     legend = (
         common.VizLegendOptions()
         .display_mode(LegendDisplayMode.TABLE)
@@ -77,6 +84,7 @@ def graph(
         .height(height)
         .line_width(2)
         .fill_opacity(50 if stacked else 8)
+        .no_value(absent)
         .show_points(VisibilityMode.NEVER)
         .span_nulls(10_000.0)
         .legend(legend)

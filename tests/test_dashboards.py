@@ -77,6 +77,14 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_from_where(panel: dict):
             assert window == "$__rate_interval"
 
 
+@pytest.mark.parametrize("panel", ALL_PANELS)
+def test_a_panel_without_a_series_says_what_that_means(panel: dict):
+    """Grafana's own words are "No data", which on a machine without a GPU look like a mistake."""
+    absent = panel["fieldConfig"]["defaults"]["noValue"]
+    only_gpu = all("DCGM_" in target["expr"] for target in panel["targets"])
+    assert ("no GPU" in absent) == only_gpu
+
+
 @pytest.mark.parametrize("name", ["live", "compared"])
 def test_random_weights_cannot_be_overlooked_beside_figures(name: str):
     found = panels(json.loads((ROOT / "grafana" / "dashboards" / f"{name}.json").read_text()))
@@ -98,7 +106,7 @@ def test_results_tell_how_old_they_are_and_whose_answers_are_other_ones():
         for override in found["Newest results"]["fieldConfig"]["overrides"]
     }
     assert units["Measured"] == units["Compared"] == "dateTimeFromNow"
-    for title in ("p99 at 1 user", "VRAM peak"):
+    for title in ("p99 at 1 user", "Memory peak"):
         assert found[title]["targets"][0]["legendFormat"].endswith("{{answers}}")
 
 
