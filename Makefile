@@ -20,7 +20,7 @@ DATASET ?=
 SUBJECT = $(if $(MODEL_SET),--model-set $(MODEL_SET)) $(if $(DATASET),--dataset $(DATASET))
 USERS ?= 1 4 8
 DURATION ?= 20
-IMPLEMENTATIONS ?= baseline invalid fused
+IMPLEMENTATIONS ?= baseline invalid fastest
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,7 +39,7 @@ $(VENV)/.installed: requirements.lock services/inference/pyproject.toml services
 
 install: $(VENV)/.installed ## install everything into .venv
 
-bench: install ## measure baseline, invalid and fused on this machine, and report (outputs/<run>/report.html)
+bench: install ## measure baseline, invalid and fastest on this machine, and report (outputs/<run>/report.html)
 	$(BIN)/detbench run --compare-outputs --implementations $(IMPLEMENTATIONS) $(SUBJECT) \
 	  --users $(USERS) --duration $(DURATION)
 

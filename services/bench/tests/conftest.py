@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, file_server
 
-from detbench.cli import main
+from detbench.__main__ import main
 from detbench.datasets import Dataset, fetch, open_dataset
 from detbench.measure.server_process import ServerProcess
 

@@ -4,6 +4,7 @@ import html.parser
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from detbench.api.schemas import ModelWeights
 from detbench.report import write_reports
 from detbench.results import (
     Comparison,
@@ -19,7 +20,6 @@ from detbench.results import (
     Settings,
     Sweep,
 )
-from detbench.schemas import ModelWeights
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 MODELS = ("tf_efficientdet_d0", "tf_efficientdet_d1")

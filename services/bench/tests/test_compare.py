@@ -13,7 +13,8 @@ from PIL import Image
 from pushgateway_stub import StubPushgateway
 from stub_server import StubServer, entry
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ModelWeights
 from detbench.datasets import Dataset, open_dataset
 from detbench.errors import DatasetError, MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.server_process import ServerProcess
@@ -21,7 +22,6 @@ from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
 from detbench.results import Comparison
-from detbench.schemas import ModelWeights
 
 MODEL = "tf_efficientdet_d0"
 
@@ -174,7 +174,8 @@ def test_a_reference_in_the_folder_of_another_kind_of_device_is_refused(detbench
 
 
 def test_a_sweep_and_an_ablation_go_by_the_servers_kind_of_device(detbench, outputs_dir: Path, tmp_path: Path):
-    with StubServer(entry("baseline"), entry("postprocess")) as stub:
+    batched = entry("postprocess", technique="batched", adds_to="baseline")
+    with StubServer(entry("baseline", technique="sequential eager"), batched) as stub:
         stub.latencies_ms = {"baseline": 80.0, "postprocess": 40.0}
         stub.device = "cpu"
         assert detbench("reference", "--host", stub.host) == 0

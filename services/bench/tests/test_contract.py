@@ -8,12 +8,12 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from detbench import schemas
+from detbench.api import schemas
 from detbench.measure.server_process import ServerProcess
 
 Schema = dict[str, Any]
 
-# Every call of `detbench.client`: method, path, query, and what it reads of the answer.
+# Every call of `detbench.api.client`: method, path, query, and what it reads of the answer.
 CALLS: list[tuple[str, str, tuple[str, ...], Any]] = [
     ("get", "/health", (), schemas.Health),
     ("get", "/implementations", (), list[schemas.ImplementationStatus]),

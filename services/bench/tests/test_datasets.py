@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, picture, zipped
 
-from detbench.cli import main
+from detbench.__main__ import main
 from detbench.datasets import NAMES, SOURCES, fetch, open_dataset
 from detbench.datasets.coco_val2017 import CocoVal2017
 from detbench.datasets.roboflow_aquarium import URL_VARIABLE

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from stub_server import BOX, StubServer, entry
 
+from detbench.api.schemas import ModelDetections, ModelWeights
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput
 from detbench.results import Comparison
-from detbench.schemas import ModelDetections, ModelWeights
 
 MODELS = ("first", "second")
 PER_IMAGE = 100
@@ -103,7 +103,7 @@ def test_without_a_pair_there_is_no_error_of_pairs():
 
 
 def test_near_answers_are_tolerated_of_what_does_not_claim_more():
-    near = outputs(found("second", boxes=moved(1.0), scores=[0.52] * PER_IMAGE, labels=[2] * 9 + [1] * 91))
+    near = outputs(found("second", boxes=moved(2.0), scores=[0.52] * PER_IMAGE, labels=[2] * 19 + [1] * 81))
     assert compared(near, exact=False).verdict == "tolerated"
     assert compared(near, exact=True).verdict == "failed"
 
@@ -111,10 +111,10 @@ def test_near_answers_are_tolerated_of_what_does_not_claim_more():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"boxes": moved(2.0)}, "mean IoU of the pairs 0.923 is below 0.95"),
+        ({"boxes": moved(3.0)}, "mean IoU of the pairs 0.887 is below 0.9"),
         ({"scores": [0.56] * PER_IMAGE}, "scores MSE of the pairs 3.6e-03 is above 2.5e-03"),
-        ({"labels": [2] * 11 + [1] * 89}, "labels accuracy 0.890 is below 0.9 (0 detections missed, 0 spurious)"),
-        ({"boxes": moved(50.0, 11)}, "labels accuracy 0.890 is below 0.9 (11 detections missed, 11 spurious)"),
+        ({"labels": [2] * 21 + [1] * 79}, "labels accuracy 0.790 is below 0.8 (0 detections missed, 0 spurious)"),
+        ({"boxes": moved(50.0, 21)}, "labels accuracy 0.790 is below 0.8 (21 detections missed, 21 spurious)"),
     ],
 )
 def test_what_is_too_far_is_not_tolerated(changes: dict[str, object], reason: str):
@@ -155,4 +155,4 @@ def test_held_to_their_limits_all_keep_to_the_tolerance(detbench, tmp_path: Path
     printed = capsys.readouterr().out
     rows = {row[0]: row[-1] for line in printed.splitlines() if (row := line.split())[1:2] == ["all"]}
     assert rows == {"baseline": "passed", "near": "tolerated", "far": "failed"}
-    assert "far: tf_efficientdet_d0: mean IoU of the pairs 0.800 is below 0.95" in printed
+    assert "far: tf_efficientdet_d0: mean IoU of the pairs 0.800 is below 0.9" in printed

@@ -12,12 +12,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from test_folders import TESTDATA
 
+from detbench.api.schemas import ModelDetections, ModelWeights
 from detbench.errors import DatasetError
 from detbench.quality.coco_map import Annotations
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput
 from detbench.results import Comparison
-from detbench.schemas import ModelDetections, ModelWeights
 
 MODEL = "fish"
 ODD = TESTDATA / "odd" / "coco"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stub_server import StubServer, entry
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
 from detbench.datasets.download import RemoteFile, download
 from detbench.errors import DatasetError
 from detbench.measure.server_process import ServerProcess, free_port

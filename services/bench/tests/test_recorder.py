@@ -2,9 +2,9 @@
 
 import pytest
 
+from detbench.api.schemas import Inference
 from detbench.load.measure import warnings_of
 from detbench.load.recorder import Recorder
-from detbench.schemas import Inference
 
 ANSWER = Inference(
     implementation="baseline",

@@ -8,9 +8,9 @@ from made_reports import MODELS, Page, reported, sweep
 from PIL import ExifTags, Image
 from test_folders import TESTDATA
 
+from detbench.api.schemas import ModelDetections
 from detbench.quality.outputs import ImageOutput, write_outputs
 from detbench.report.photo import save_photo
-from detbench.schemas import ModelDetections
 
 
 def test_the_photo_shows_both_answers(tmp_path: Path):

@@ -126,7 +126,7 @@ def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings,
     environment = os.environ | settings | {"BENCHMARK_OUTPUTS_DIR": str(tmp_path), "BENCHMARK_DATA_DIR": str(data_dir)}
     arguments = ("--model-set", "single", "--implementations", "invalid", "baseline", "--users", "1", "2")
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "detbench.cli", "run", *arguments, "--duration", "4", "--warmup", "1"],
+        [sys.executable, "-m", "detbench.__main__", "run", *arguments, "--duration", "4", "--warmup", "1"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from stub_server import StubServer, entry
 
-from detbench.cli import build_parser, main
-from detbench.client import ServerClient, base_url
+from detbench.__main__ import build_parser, main
+from detbench.api.client import ServerClient, base_url
 from detbench.errors import DetbenchError, ServerError
 from detbench.variables import forget_empty_variables, web_address
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from detserver.engine import kernels
-from detserver.engine.kernels import Counter
 from detserver.errors import KernelsNotCounted
+from detserver.http import kernels
+from detserver.http.kernels import Counter
 from detserver.settings import Settings
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detserver.implementations.fastest import Fastest, FusedBf16
+from detserver.implementations.openvino import OpenVino
 from effdet.efficientdet import EfficientDet
 
-from detserver.implementations import fused
-from detserver.implementations.fused import Fused, FusedBf16
-from detserver.implementations.openvino import OpenVino
+from detserver.implementations import fastest
 from detserver.models.model_sets import BUILT_IN, ModelSet
 from detserver.models.weights import WeightsStore
 from detserver.recipes import choice, openvino_network
@@ -54,13 +54,13 @@ def test_a_precision_that_the_cpu_does_not_have_is_told(store: WeightsStore, mon
     one = ModelSet("one", (SPEC,))
     monkeypatch.setattr(choice, "_read", lambda *_: {"openvino": 1.0, "folded, channels_last": 2.0})
     monkeypatch.setattr(
-        fused, "openvino_networks", lambda _, models, *__: [(SPEC.input, InFloat32(model)) for model in models]
+        fastest, "openvino_networks", lambda _, models, *__: [(SPEC.input, InFloat32(model)) for model in models]
     )
     implementation = FusedBf16(one, store, torch.device("cpu"))
     implementation.load()
     assert implementation.remark.startswith("openvino (one image on this machine: ")
     assert implementation.remark.endswith("; one image at a time; in float32: OpenVINO has no bfloat16 on this CPU")
-    implementation = Fused(one, store, torch.device("cpu"))
+    implementation = Fastest(one, store, torch.device("cpu"))
     implementation.load()
     assert implementation.remark.endswith("; one image at a time")
 
@@ -71,7 +71,7 @@ def test_converting_is_no_part_of_a_load(store: WeightsStore, tmp_path: Path, mo
     prepared = OpenVino(one, store, torch.device("cpu"))
     prepared.prepare()
     monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted in a load"))
-    for each in (prepared, Fused(one, store, torch.device("cpu"))):
+    for each in (prepared, Fastest(one, store, torch.device("cpu"))):
         each.prepare()
         each.load()
 

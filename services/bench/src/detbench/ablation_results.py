@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from detbench.api.schemas import ModelWeights
 from detbench.results import Comparison, Environment, ImplementationInfo, Memory, Record
-from detbench.schemas import ModelWeights
 
 
 class Gain(Record):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from detbench.schemas import ModelWeights
+from detbench.api.schemas import ModelWeights
 
 # The implementation that references are made with, and speed-ups are relative to.
 BASELINE = "baseline"
@@ -199,6 +199,11 @@ class Comparison(Record):
         if self.gate.passed:
             return "passed"
         return "tolerated" if self.tolerance is not None and self.tolerance.passed else "failed"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it failed, one line per figure out of its limit; empty where it did not."""
+        return (self.tolerance or self.gate).reasons
 
 
 class ImplementationInfo(Record):

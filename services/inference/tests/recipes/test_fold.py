@@ -8,8 +8,8 @@ from torch import nn
 from detserver.errors import CannotRun
 from detserver.models.model_sets import BUILT_IN
 from detserver.models.weights import WeightsStore
+from detserver.recipes.folding import fold_batch_norm
 from detserver.recipes.recipe import Recipe
-from detserver.recipes.techniques.fold import fold_batch_norm
 
 D0 = BUILT_IN[0].models[0]
 

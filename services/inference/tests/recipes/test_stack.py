@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detserver.errors import CannotRun
 from detserver.models.model_sets import BUILT_IN
 from detserver.recipes.build import why_not
+from detserver.recipes.folding import fold_batch_norm
 from detserver.recipes.grouping import GroupedEfficientDet
 from detserver.recipes.recipe import Recipe
 from detserver.recipes.stacks import groups
-from detserver.recipes.techniques.fold import fold_batch_norm
 from detserver.recipes.techniques.vmap import StackedEfficientDet
 
 MIXED, UNIFORM = BUILT_IN

@@ -10,7 +10,7 @@ from detbench.ablation_results import Ablation
 from detbench.report.ablation import comparisons_of, terminal_tables
 from detbench.report.answer import answer
 from detbench.report.rows import ground_truth_notes, rows_of
-from detbench.report.table import implementations_table, terminal_table
+from detbench.report.table import implementations_table, output_error_table, terminal_table
 from detbench.results import Comparison, Sweep
 
 _WIDEST = 400
@@ -27,14 +27,19 @@ def print_tables(*tables: Table) -> None:
 def print_sweep(sweep: Sweep) -> None:
     """Print the tables of a sweep, and its answer."""
     print_tables(terminal_table(sweep), implementations_table(sweep))
+    if sweep.comparisons:
+        print_tables(output_error_table(sweep.comparisons))
     print_notes(sweep.comparisons)
     Console().print(answer(rows_of(sweep)), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_ablation(ablation: Ablation) -> None:
     """Print the tables of an ablation."""
+    comparisons = comparisons_of(ablation)
     print_tables(*terminal_tables(ablation))
-    print_notes(comparisons_of(ablation))
+    if comparisons:
+        print_tables(output_error_table(comparisons))
+    print_notes(comparisons)
 
 
 def print_notes(comparisons: Sequence[Comparison]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.client import ServerClient, base_url
+from detbench.api.client import ServerClient, base_url
 from detbench.datasets import Dataset, fetch_or_open
 from detbench.measure.revision import git_revision
 from detbench.measure.selection import ALL

@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 from rich.progress import Progress
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
 from detbench.commands.options import add_dataset_options, add_server_options, connected, opened_dataset
 from detbench.datasets import Dataset
 from detbench.errors import ReferenceMismatch

@@ -36,11 +36,11 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
-from detbench.client import REFUSED_IMAGE, ServerClient, base_url
+from detbench.api.client import REFUSED_IMAGE, ServerClient, base_url
+from detbench.api.schemas import Inference
 from detbench.errors import DetbenchError, ServerError
 from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
 from detbench.load.workload import Image, Workload, check_answer, load_into_server, prepare_workload, read_images
-from detbench.schemas import Inference
 from detbench.variables import forget_empty_variables, of_variable, port, positive_int
 
 if TYPE_CHECKING:  # gevent's class takes no arguments when it runs

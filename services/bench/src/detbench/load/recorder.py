@@ -7,8 +7,8 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
+from detbench.api.schemas import Inference
 from detbench.results import Latency, Load
-from detbench.schemas import Inference
 
 # 1 µs to one hour at three significant digits: percentiles are right to within 0.1 %.
 _HIGHEST_US = 3_600_000_000

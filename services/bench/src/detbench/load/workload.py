@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import Inference
 from detbench.datasets import fetch_or_open
-from detbench.schemas import Inference
 
 
 @dataclass(frozen=True)

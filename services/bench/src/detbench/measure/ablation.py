@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from detbench.ablation_results import Ablation, AblationSettings, Step, Timing
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
-from detbench.client import ServerClient
 from detbench.errors import ServerError
 from detbench.measure.attribution import attributed
 from detbench.measure.progress import SweepProgress
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of
 from detbench.quality.reference import Reference
-from detbench.schemas import ImplementationStatus
 
 CELL_S = 10.0
 _FEWEST = 5

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from detbench.schemas import ImplementationStatus
+from detbench.api.schemas import ImplementationStatus
 
 # Seconds that a run takes beyond its duration, for the first estimate of the time left; rich corrects it.
 _RUN_OVERHEAD_S = 8.0

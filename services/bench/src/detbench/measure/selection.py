@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from detbench.api.schemas import ImplementationStatus
 from detbench.errors import ServerError
-from detbench.schemas import ImplementationStatus
 
 ALL = "all"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
 from detbench.errors import DetbenchError, ServerError
 from detbench.measure.progress import SweepProgress
 from detbench.measure.server_process import ServerProcess

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import Health, ImplementationStatus, Loaded
 from detbench.datasets import Dataset
 from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.progress import SweepProgress, loading
@@ -17,7 +18,6 @@ from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
 from detbench.results import BASELINE, Comparison, Environment, ImplementationInfo
-from detbench.schemas import Health, ImplementationStatus, Loaded
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
-from detbench.client import ServerClient
 from detbench.errors import ServerError
 from detbench.load.measure import LoadRequest, run_driver, warnings_of
 from detbench.measure.progress import SweepProgress
@@ -17,7 +18,6 @@ from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.results import ImplementationInfo, Load, Run, Settings, Sweep
-from detbench.schemas import ImplementationStatus
 
 
 @dataclass(frozen=True)

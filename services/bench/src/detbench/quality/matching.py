@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from detbench.api.schemas import ModelDetections
 from detbench.results import ErrorFigures
-from detbench.schemas import ModelDetections
 
 SCORE_THRESHOLD = 0.1
 IOU_THRESHOLD = 0.5

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from detbench.api.client import REFUSED_IMAGE, ServerClient
+from detbench.api.schemas import Inference, ModelDetections
 from detbench.atomic import write_atomically
-from detbench.client import REFUSED_IMAGE, ServerClient
 from detbench.datasets import Photo
 from detbench.errors import DatasetError, MalformedOutput, ServerError
 from detbench.results import Record
-from detbench.schemas import Inference, ModelDetections
 
 
 class ImageOutput(Record):

@@ -17,12 +17,12 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from detbench.client import ServerClient
+from detbench.api.client import ServerClient
+from detbench.api.schemas import ModelWeights
 from detbench.datasets import Dataset, Photo
 from detbench.errors import ReferenceMismatch
 from detbench.quality.outputs import ImageOutput, collect, read_outputs, write_outputs
 from detbench.results import BASELINE, Record
-from detbench.schemas import ModelWeights
 
 _SHOWN = 3
 

@@ -21,7 +21,7 @@ from detbench.report.rows import (
     implementation_cells,
     megabytes,
 )
-from detbench.report.table import markdown_lines, measured_on, table_of
+from detbench.report.table import markdown_lines, measured_on, output_error_lines, table_of
 from detbench.results import Comparison, ErrorFigures
 
 GAIN_COLUMNS = (
@@ -110,6 +110,7 @@ def ablation_markdown(ablation: Ablation) -> str:
         *markdown_lines(GAIN_COLUMNS, [cells for _, cells in gain_rows(ablation)]),
         "",
         *markdown_lines(COST_COLUMNS, map(cost_cells, ablation.steps)),
+        *output_error_lines(comparisons_of(ablation)),
     ]
     missing = [f"- {name} is left out: {reason}" for name, reason in ablation.left_out.items()]
     missing += [f"- {note}" for note in ground_truth_notes(comparisons_of(ablation))]

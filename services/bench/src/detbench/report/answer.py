@@ -12,7 +12,7 @@ def answer(rows: Sequence[Row]) -> str:
     What was not compared and does not claim the reference's answers never is the fastest: it may answer anything.
     """
     measured = [(row.rps, row) for row in rows if row.rps is not None]
-    right = [(rps, row) for rps, row in measured if not row.wrong and not row.unproven]
+    right = [(rps, row) for rps, row in measured if row.right]
     if not right:
         return f"Nothing was measured whose answers are right{_others(measured, ': ')}."
     rps, row = max(right, key=lambda each: each[0])
@@ -38,7 +38,7 @@ def memory_clause(memory: Memory | None) -> str:
 
 
 def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:
-    """What is wrong with each that is wrong or unproven, at its best rate; nothing where there is none."""
+    """What is to be said of each that is not right, at its best rate; nothing where there is none."""
     best: dict[str, tuple[float, Row]] = {}
     for rps, row in sorted(measured, key=lambda each: each[0]):
         best[row.run.implementation] = rps, row
@@ -47,6 +47,10 @@ def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:
 
 
 def _doubt(row: Row) -> str:
-    if row.wrong:
-        return "and its answers are wrong"
-    return "but does not claim the reference's answers and was not compared: add --compare-outputs"
+    match row.gate:
+        case "failed":
+            return "and its answers are wrong"
+        case "tolerated":
+            return "and its answers are near the reference's, not the same"
+        case _:
+            return "but does not claim the reference's answers and was not compared: add --compare-outputs"

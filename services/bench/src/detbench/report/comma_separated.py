@@ -4,7 +4,7 @@ import csv
 import io
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import ErrorFigures, Latency, Load, Memory, Sweep
+from detbench.results import Comparison, ErrorFigures, Latency, Load, Memory, Sweep
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
 _LOAD = ("window_s", "requests", "failures", "rps", "batch_size_mean", "generator_cpu_percent")
@@ -35,6 +35,7 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
         **memory_fields(run.memory),
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
+        **_ground_truth(sweep, comparison),
         "gate": row.gate,
         "warnings": " ".join(warning.code for warning in run.warnings),
         "weights": " ".join(dict.fromkeys(model.source for model in sweep.weights)),
@@ -43,6 +44,17 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "git_revision": sweep.environment.git_revision,
         "started": run.started.isoformat() if run.started else None,
         "ended": run.ended.isoformat() if run.ended else None,
+    }
+
+
+def _ground_truth(sweep: Sweep, comparison: Comparison | None) -> dict[str, object]:
+    """mAP of each model of the set, and its difference from the reference's; empty where there is none."""
+    found = comparison.ground_truth if comparison else {}
+    names = [model.model_name for model in sweep.weights]
+    return {
+        f"{figure}_{name}": getattr(found.get(name), field, None)
+        for name in names
+        for figure, field in (("map", "map"), ("map_difference", "difference"))
     }
 
 

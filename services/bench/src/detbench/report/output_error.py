@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from detbench.report.rows import NOT_APPLICABLE, Column, scientific
+from detbench.report.rows import GATE_COLUMN, NOT_APPLICABLE, Column, scientific
 from detbench.results import Comparison, ErrorFigures, GroundTruth
 
 _FIGURES = (
@@ -21,14 +21,7 @@ _GROUND_TRUTH = (
     Column("mAP", "COCO's, IoU 0.50:0.95, against the annotations"),
     Column("ΔmAP", "mAP less that of the reference"),
 )
-_VERDICT = (
-    Column("claims", "exact: to give the reference's answers", numeric=False),
-    Column(
-        "gate",
-        "passed: the reference's answers, but for float32 rounding; tolerated: near them, and claimed to be no more",
-        numeric=False,
-    ),
-)
+_VERDICT = (Column("claims", "exact: to give the reference's answers", numeric=False), GATE_COLUMN)
 
 
 def output_error_columns(comparisons: Sequence[Comparison]) -> tuple[Column, ...]:

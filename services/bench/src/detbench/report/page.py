@@ -6,6 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from detbench.quality.outputs import read_outputs
 from detbench.report.answer import answer
+from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.photo import COLOURS, side_by_side
 from detbench.report.plots import Plots
 from detbench.report.rows import (
@@ -14,7 +15,6 @@ from detbench.report.rows import (
     ground_truth_notes,
     implementation_rows,
     rows_of,
-    scientific,
 )
 from detbench.results import Sweep
 
@@ -25,7 +25,6 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters["scientific"] = scientific
 TEMPLATES.globals["zip"] = zip
 
 
@@ -48,6 +47,8 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
             "Memory": plots.memory(),
         },
         error_plot=plots.output_error(),
+        error_columns=output_error_columns(sweep.comparisons),
+        errors=[("", cells) for cells in output_error_rows(sweep.comparisons)],
         ground_truth_notes=ground_truth_notes(sweep.comparisons),
         photos=_photos(sweep, run_dir),
         model_colours=[(model.model_name, COLOURS[i % len(COLOURS)]) for i, model in enumerate(sweep.weights)],

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 
+from detbench.api.schemas import ModelDetections
 from detbench.quality.outputs import ImageOutput
-from detbench.schemas import ModelDetections
 
 log = logging.getLogger(__name__)
 

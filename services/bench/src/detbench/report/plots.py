@@ -55,7 +55,7 @@ class Plots:
         self._comparisons = comparisons
         names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
         self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))
-        self._doubts = {row.run.implementation: "not compared" for row in rows if row.unproven}
+        self._doubts = {row.run.implementation: "not compared" for row in rows if not (row.comparison or row.right)}
         said = {"tolerated": "other answers", "failed": "wrong answers"}
         self._doubts |= {each.implementation: said[each.verdict] for each in comparisons if each.verdict in said}
         self._numbers = itertools.count()

@@ -32,14 +32,9 @@ class Row:
         return gate_of(self.comparison)
 
     @property
-    def wrong(self) -> bool:
-        """Whether the answers are known not to be the reference's."""
-        return self.comparison is not None and not self.comparison.gate.passed
-
-    @property
-    def unproven(self) -> bool:
-        """Whether the answers may be any: not compared, and not claimed to be the reference's."""
-        return self.comparison is None and not self.exact
+    def right(self) -> bool:
+        """Whether the answers are the reference's, or, where they were not compared, claimed to be."""
+        return self.exact if self.comparison is None else self.comparison.gate.passed
 
     def cells(self) -> tuple[str, ...]:
         """Text under each of `COLUMNS`."""
@@ -77,7 +72,11 @@ MEMORY_COLUMN = Column(
     "most memory of the server's process meanwhile, this implementation alone being loaded: on a GPU the device's, by "
     "NVML; on a CPU what is resident, imports and weights among it",
 )
-GATE_COLUMN = Column("gate", "passed: the reference's answers, but for float32 rounding", numeric=False)
+GATE_COLUMN = Column(
+    "gate",
+    "passed: the reference's answers, but for float32 rounding; tolerated: near them, and claimed to be no more",
+    numeric=False,
+)
 COLUMNS = (
     Column("implementation", "way of running the models", numeric=False),
     Column("users", "clients at once, each with one request at a time"),
@@ -159,10 +158,8 @@ def implementation_rows(sweep: Sweep) -> list[tuple[str, ...]]:
 
 
 def gate_of(comparison: Comparison | None) -> str:
-    """Whether the answers are the reference's: passed, failed, or n/a when they were not compared."""
-    if comparison is None:
-        return NOT_APPLICABLE
-    return "passed" if comparison.gate.passed else "failed"
+    """Whether the answers are the reference's: passed, tolerated, failed, or n/a when they were not compared."""
+    return NOT_APPLICABLE if comparison is None else comparison.verdict
 
 
 def error_cells(comparison: Comparison | None) -> tuple[str, ...]:

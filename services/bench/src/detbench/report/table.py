@@ -7,7 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from detbench.api.schemas import ModelWeights
 from detbench.report.answer import answer
+from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.rows import (
     COLUMNS,
     IMPLEMENTATION_COLUMNS,
@@ -16,8 +18,7 @@ from detbench.report.rows import (
     implementation_rows,
     rows_of,
 )
-from detbench.results import Environment, Sweep
-from detbench.schemas import ModelWeights
+from detbench.results import Comparison, Environment, Sweep
 
 
 def terminal_table(sweep: Sweep) -> Table:
@@ -25,13 +26,21 @@ def terminal_table(sweep: Sweep) -> Table:
     settings = sweep.settings
     title = f"{settings.model_set} on {sweep.environment.device_name}, {settings.duration_s:g} s each"
     rows = rows_of(sweep)
-    styles = ["red" if r.run.status != "ok" else "yellow" if r.wrong or r.unproven else "" for r in rows]
+    styles = ["red" if r.run.status != "ok" else "" if r.right else "yellow" for r in rows]
     return table_of(title, COLUMNS, [row.cells() for row in rows], styles)
 
 
 def implementations_table(sweep: Sweep) -> Table:
     """What the implementations are, and what loading them took, for a terminal."""
     return table_of("Implementations", IMPLEMENTATION_COLUMNS, implementation_rows(sweep))
+
+
+def output_error_table(comparisons: Sequence[Comparison]) -> Table:
+    """Output error of every model, for a terminal; what is not the reference's answers stands out."""
+    rows = output_error_rows(comparisons)
+    other = {comparison.implementation for comparison in comparisons if not comparison.gate.passed}
+    styles = ["yellow" if cells[0] in other else "" for cells in rows]
+    return table_of("Output error against the reference", output_error_columns(comparisons), rows, styles)
 
 
 def table_of(
@@ -58,12 +67,20 @@ def markdown_table(sweep: Sweep) -> str:
         *markdown_lines(COLUMNS, [row.cells() for row in rows]),
         "",
         *markdown_lines(IMPLEMENTATION_COLUMNS, implementation_rows(sweep)),
+        *output_error_lines(sweep.comparisons),
     ]
     reasons = [
         f"- {run.implementation}, {run.users} users: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
     ]
     reasons += [f"- {note}" for note in ground_truth_notes(sweep.comparisons)]
     return "\n".join([*lines, *(["", *reasons] if reasons else []), ""])
+
+
+def output_error_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """The table of output error in Markdown, below an empty line; nothing where nothing was compared."""
+    if not comparisons:
+        return []
+    return ["", *markdown_lines(output_error_columns(comparisons), output_error_rows(comparisons))]
 
 
 def measured_on(environment: Environment, weights: Sequence[ModelWeights], started: datetime) -> str:

@@ -11,11 +11,10 @@ import torch
 from pydantic_core import to_json
 from starlette.requests import Request
 
-from detserver.engine import kernels
 from detserver.engine.engine import Engine
 from detserver.engine.work import Answer
 from detserver.errors import BadConfiguration, CannotRun, ClientGone, DetserverError, NotReady
-from detserver.http import schemas
+from detserver.http import kernels, schemas
 from detserver.http.stages import Stages
 from detserver.http.telemetry import Telemetry
 from detserver.http.upload import read_image

@@ -20,8 +20,8 @@ from detserver.models.model_sets import ModelSet, ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
 from detserver.preprocess import InputConfig
+from detserver.recipes.folding import fold_batch_norm
 from detserver.recipes.plane_mean import with_accurate_means
-from detserver.recipes.techniques.fold import fold_batch_norm
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from effdet.efficientdet import FpnCombine
 
 from detserver.models.model_sets import BUILT_IN
 from detserver.models.weights import WeightsStore
+from detserver.recipes.folding import fold_batch_norm
 from detserver.recipes.grouping import group
-from detserver.recipes.techniques.fold import fold_batch_norm
 
 
 @pytest.mark.parametrize("method", ["fastattn", "attn", "sum"])

@@ -23,7 +23,7 @@ from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
 from detserver.errors import CannotRun
-from detserver.recipes.techniques.fold import FoldedHead
+from detserver.recipes.folding import FoldedHead
 
 Rule = Callable[[Sequence[Any]], nn.Module]
 

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 
-from detserver.errors import DetserverError, KernelsNotCounted
+from detserver.errors import KernelsNotCounted
 from detserver.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Counter:
 
     async def _counted_by_a_process(self, implementation: str, model_set: str) -> int:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "detserver.engine.kernels", implementation, model_set),
+            *(sys.executable, "-m", "detserver.http.counting", implementation, model_set),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -65,39 +65,3 @@ class Counter:
             return int(json.loads(found)["kernels_per_request"])
         last = problems.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
         raise KernelsNotCounted(f"{what}: {last[0].removeprefix('error: ')}")
-
-
-def main(implementation: str, model_set: str) -> int:
-    """Count in this process, print the result as a line of JSON, and return the exit status.
-
-    The server's settings are a JSON object on standard input.
-    """
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    settings = Settings(**json.load(sys.stdin))
-    # They need torch, and take seconds to import: the process that only starts this one has them for other reasons.
-    from detserver import lean_imports
-
-    lean_imports.install()
-    from detserver.engine.profiling import count_kernels
-    from detserver.engine.work import failures
-    from detserver.http.server import Server
-    from detserver.machine.device import use_ieee_float32
-
-    try:
-        server = Server(settings)
-        use_ieee_float32()
-        built = server.registry.get(implementation)(server.zoo.model_set(model_set), server.weights, server.device)
-        with failures((implementation, model_set)):
-            built.prepare()
-            built.load()
-            image = built.example()
-            count = count_kernels(lambda: built.predict_batch([image]), server.device)
-    except DetserverError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(json.dumps({"kernels_per_request": count}) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

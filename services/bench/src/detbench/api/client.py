@@ -6,8 +6,17 @@ from typing import Any, Self
 import httpx
 from pydantic import ValidationError
 
+from detbench.api.schemas import (
+    Health,
+    ImplementationStatus,
+    Inference,
+    Kernels,
+    Loaded,
+    ModelSetStatus,
+    Timed,
+    VramStatus,
+)
 from detbench.errors import MalformedOutput, ServerError
-from detbench.schemas import Health, ImplementationStatus, Inference, Kernels, Loaded, ModelSetStatus, Timed, VramStatus
 
 # A first load may run torch.compile, and so may the first batch of a new size: many minutes on a slow machine.
 _COMPILE_TIMEOUT_S = 1800.0

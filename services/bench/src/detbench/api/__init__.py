@@ -1,0 +1,1 @@
+"""The HTTP API of a detserver, seen from outside: its calls, and what it answers."""
