@@ -73,7 +73,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _garbage_left() -> Iterator[None]:
     """Let Python's garbage collector not look at what the block makes, neither in it nor later.
 
-    Nearly all that is imported stays: looking for garbage in it took 0.6 of 7.3 s.
+    Nearly all that is imported stays: looking for garbage in it took 0.6 CPU seconds of 7.3.
     """
     gc.disable()
     try:
