@@ -8,7 +8,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
 from detserver.recipes import compiling
-from detserver.recipes.openvino_network import _openvino
+from detserver.recipes.openvino_network import import_openvino
 from detserver.recipes.plane_mean import mean_of_means, with_accurate_means
 
 # Three levels of windows, each a sum of 64 numbers at most. A running sum of all is wrong by 1e-6 and more (measured).
@@ -38,7 +38,7 @@ def test_it_is_the_mean_whatever_the_sides(sides: tuple[int, int]):
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
 def test_openvino_keeps_it_accurate():
-    openvino = _openvino()
+    openvino = import_openvino()
     converted = openvino.convert_model(torch.export.export(Mean(), (plane(384, 384),)))
     compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = torch.from_numpy(compiled(plane(384, 384).numpy())[0].copy())

@@ -11,7 +11,6 @@ from detserver.recipes.choice import LAYOUTS, ChosenImpl, Finish, Variant, group
 from detserver.recipes.cuda_graph import CapturedImpl, on_streams
 from detserver.recipes.folding import fold_batch_norm
 from detserver.recipes.network import Forward, one_after_the_other
-from detserver.recipes.openvino_network import openvino_networks
 
 
 class Fused(CapturedImpl, ChosenImpl):
@@ -58,17 +57,20 @@ class Fused(CapturedImpl, ChosenImpl):
         """See `BaseModelImpl.prepare`."""
         super().prepare()
         if openvino_network.unavailable_reason(self.device) is None:
-            openvino_network.prepare(self.model_set, self.weights)
+            for spec in self.model_set.models:
+                openvino_network.prepare(spec, self.weights, self.precision)
 
     def remarks(self) -> list[str]:
         """See `NetworkImpl.remarks`."""
-        in_float32 = self.dtype != torch.float32 and self._variant.name == "openvino" and self._openvino_in == "f32"
-        return [*super().remarks(), *(["in float32: OpenVINO has no bfloat16 on this CPU"] if in_float32 else [])]
+        own = self._openvino_remark if self._variant.name == "openvino" else ""
+        return [*super().remarks(), *([own] if own else [])]
 
-    def _openvino(self, models: list[EfficientDet], _: Finish) -> Forward:
-        networks = openvino_networks(self.model_set, models, self.weights, self.dtype)
-        self._openvino_in = networks[0][1].precision
-        return one_after_the_other(networks)
+    def _openvino(self, models: list[EfficientDet], _: Finish) -> Forward:  # noqa: ARG002 (the converted ones run)
+        specs = self.model_set.models
+        networks = [openvino_network.network(spec, self.weights, self.precision, self.device) for spec in specs]
+        self._openvino_remark = networks[0].remark
+        forward = one_after_the_other([(spec.input, run) for spec, run in zip(specs, networks, strict=True)])
+        return lambda inputs: forward({config: pixels.float() for config, pixels in inputs.items()})
 
 
 class FusedBf16(Fused):

@@ -5,7 +5,6 @@ from effdet.efficientdet import EfficientDet
 
 from detserver.recipes import openvino_network
 from detserver.recipes.network import Forward, NetworkImpl, one_after_the_other
-from detserver.recipes.openvino_network import openvino_networks
 
 
 class OpenVino(NetworkImpl):
@@ -25,11 +24,17 @@ class OpenVino(NetworkImpl):
         """See `NetworkImpl.batch_sizes`."""
         return (1,)
 
-    def build(self, models: list[EfficientDet]) -> Forward:
+    def build(self, models: list[EfficientDet]) -> Forward:  # noqa: ARG002 (the converted ones run)
         """See `NetworkImpl.build`."""
-        return one_after_the_other(openvino_networks(self.model_set, models, self.weights, torch.float32))
+        return one_after_the_other(
+            [
+                (spec.input, openvino_network.network(spec, self.weights, "fp32", self.device))
+                for spec in self.model_set.models
+            ]
+        )
 
     def prepare(self) -> None:
         """See `BaseModelImpl.prepare`."""
         super().prepare()
-        openvino_network.prepare(self.model_set, self.weights)
+        for spec in self.model_set.models:
+            openvino_network.prepare(spec, self.weights, "fp32")

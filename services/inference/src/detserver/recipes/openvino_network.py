@@ -1,34 +1,24 @@
 """Networks through OpenVINO on the CPU. OpenVINO is an extra: `pip install 'detserver[openvino]'`."""
 
 import importlib
-import logging
-import os
-import shutil
 import sys
-import time
-from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from effdet.efficientdet import EfficientDet
-from torch import nn
 
-from detserver.models.model_sets import ModelSet, ModelSpec
+from detserver.models.model_sets import ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
-from detserver.preprocess import InputConfig
-from detserver.recipes.folding import fold_batch_norm
-from detserver.recipes.plane_mean import with_accurate_means
+from detserver.recipes import quantization
+from detserver.recipes.conversion import DYNAMIC_BATCH, cache_folder, flat_network, make_once
 
-log = logging.getLogger(__name__)
+_FILE = "network.xml"
 
-# Of what `_convert` makes of a network; another number, and kept ones are converted anew.
-_CONVERSION = 2
-
-_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+# INT8 stands in the converted network; what of it stays in floating point is in fp32.
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_PRECISIONS = {hint: precision for precision, hint in _HINTS.items() if precision != "int8"}
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -40,108 +30,100 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def prepare(model_set: ModelSet, weights: WeightsStore) -> None:
-    """Import OpenVINO, and convert those of a set's networks that are not kept in the cache yet."""
-    _openvino()
-    for spec in model_set.models:
-        folder = _folder(spec, weights)
-        if not _file(folder).is_file():
-            _convert(weights.model(spec), spec.name, folder)
+def prepare(spec: ModelSpec, weights: WeightsStore, precision: str) -> None:
+    """Import OpenVINO, and convert the network of `spec`, for INT8 quantize it too, where the cache lacks it.
+
+    Raises:
+        CannotRun: INT8, and there are no photographs to calibrate with.
+    """
+    _converted(spec, weights, precision)
 
 
-def openvino_networks(
-    model_set: ModelSet, models: Sequence[EfficientDet], weights: WeightsStore, dtype: torch.dtype
-) -> list[tuple[InputConfig, "OpenVinoNetwork"]]:
-    """A set's networks with their input configurations, each for one image; `models` are changed."""
-    return [
-        (spec.input, OpenVinoNetwork(model, spec.name, _folder(spec, weights), dtype))
-        for spec, model in zip(model_set.models, models, strict=True)
-    ]
+def network(spec: ModelSpec, weights: WeightsStore, precision: str, device: torch.device) -> "OpenVinoNetwork":  # noqa: ARG001 (the face of a backend)
+    """The network of `spec` compiled for this CPU.
+
+    Args:
+        precision: fp32, bf16, fp16 or int8.
+
+    Raises:
+        CannotRun: see `prepare`.
+    """
+    remark = f"calibrated with {_photos(weights)}" if precision == "int8" else ""
+    return OpenVinoNetwork(_converted(spec, weights, precision), spec, precision, remark)
 
 
 class OpenVinoNetwork:
-    """A compiled network for batches of one image.
+    """A compiled network for one image at a time, with as many threads as torch has.
 
     Args:
-        model: effdet's network; it is changed.
-        name: for the log.
-        folder: keeps the converted network; where it exists already the conversion, which takes seconds, is left out.
-        dtype: of the arithmetic. OpenVINO keeps to float32 on a CPU without bfloat16.
+        file: the converted network.
+        precision: of the arithmetic: fp32, bf16, fp16 or int8. OpenVINO keeps to fp32 on a CPU without bf16 or fp16.
+        remark: see below; empty where there is nothing to say.
 
     Attributes:
-        precision: of the arithmetic, as OpenVINO has chosen: f32, bf16.
+        precision: of the arithmetic that really runs.
+        remark: what a person should know of how it runs.
     """
 
-    def __init__(self, model: EfficientDet, name: str, folder: Path, dtype: torch.dtype) -> None:
-        openvino = _openvino()
-        path = _file(folder)
-        if not path.is_file():
-            _convert(model, name, folder)
+    def __init__(self, file: Path, spec: ModelSpec, precision: str, remark: str) -> None:
+        openvino = import_openvino()
         core = openvino.Core()
-        network = core.read_model(path)
-        network.reshape([1, 3, *model.config.image_size])  # a fixed shape runs in 0.86 of the time of a free one
-        self._levels = model.config.num_levels
+        graph = core.read_model(file)
+        graph.reshape([1, 3, *spec.input.size])  # a fixed shape runs in 0.86 of the time of a free one
         self._compiled: Any = core.compile_model(
-            network,
+            graph,
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+                "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             },
         )
-
-        self.precision: str = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self._levels = len(self._compiled.outputs) // 2
+        runs = _PRECISIONS[self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()]
+        self.precision = precision if precision == "int8" else runs
+        self.remark = remark
+        if self.precision != precision:
+            self.remark = f"in {runs}: OpenVINO has no {precision} on this CPU"
 
     def __call__(self, pixels: torch.Tensor) -> RawOutput:
-        """Raw outputs of pixels (1, 3, height, width); they are overwritten by the next call."""
-        found = self._compiled(pixels.float().numpy(), share_inputs=True, share_outputs=True)
+        """Raw outputs, float32, of pixels (1, 3, H, W), float32; they are overwritten by the next call."""
+        found = self._compiled(pixels.numpy(), share_inputs=True, share_outputs=True)
         tensors = [torch.from_numpy(found[port]) for port in self._compiled.outputs]
         return tensors[: self._levels], tensors[self._levels :]
 
 
-def _folder(spec: ModelSpec, weights: WeightsStore) -> Path:
-    versions = f"openvino{version('openvino')}_torch{version('torch')}_{_CONVERSION}"
-    identity = f"{spec.identity}_{weights.get(spec).fingerprint[:16]}_{versions}"
-    return weights.cache_dir / "openvino" / identity
-
-
-def _file(folder: Path) -> Path:
-    return folder / "network.xml"
-
-
-def _openvino() -> Any:
+def import_openvino() -> Any:
     """The package, without what it would send to its makers at each conversion: without this module it has a stub."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module("openvino")
 
 
-class _Flat(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        classes, boxes = self.model(pixels)
-        return (*classes, *boxes)
+def _photos(weights: WeightsStore) -> quantization.Photos:
+    return quantization.calibration_photos(weights.cache_dir.parent)
 
 
-def _convert(model: EfficientDet, name: str, folder: Path) -> None:
-    openvino = _openvino()
-    log.info("%s: converting for OpenVINO, once per machine", name)
-    start = time.perf_counter()
-    exported = torch.export.export(
-        _Flat(with_accurate_means(fold_batch_norm(model))).eval(), (torch.zeros(1, 3, *model.config.image_size),)
-    )
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
-    try:
+def _converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
+    """The file of the converted network, made where the cache lacks it."""
+    openvino = import_openvino()
+    folder = cache_folder("openvino", "openvino", spec, weights)
+
+    def convert(target: Path) -> None:
+        model, example = flat_network(spec, weights)
+        exported = torch.export.export(model, example, dynamic_shapes=DYNAMIC_BATCH)
         # Not to float16, which is OpenVINO's default for a file.
-        openvino.save_model(openvino.convert_model(exported), _file(temporary), compress_to_fp16=False)
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    log.info("%s: converted in %.0f s", name, time.perf_counter() - start)
+        openvino.save_model(openvino.convert_model(exported), target / _FILE, compress_to_fp16=False)
+
+    make_once(folder, f"{spec.name}: converting for OpenVINO", convert)
+    if precision != "int8":
+        return folder / _FILE
+    photos = _photos(weights)
+    quantized = folder.with_name(f"{folder.name}_{quantization.identity(photos)}")
+
+    def quantize(target: Path) -> None:
+        graph = openvino.Core().read_model(folder / _FILE)
+        graph.reshape([1, 3, *spec.input.size])
+        openvino.save_model(quantization.quantized(graph, spec, photos), target / _FILE, compress_to_fp16=False)
+
+    make_once(quantized, f"{spec.name}: quantizing with {photos}", quantize)
+    return quantized / _FILE
