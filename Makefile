@@ -119,7 +119,7 @@ dashboards: install ## write grafana/dashboards/*.json from grafana/generate.py
 
 lock: | $(filter .uv/bin/uv,$(UV)) ## pin the newest versions of everything in requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
-	  --custom-compile-command "make lock" --no-annotate --group dev --extra openvino --upgrade \
+	  --custom-compile-command "make lock" --no-annotate --group dev --extra onnxruntime --extra openvino-int8 --upgrade \
 	  services/inference/pyproject.toml services/bench/pyproject.toml --output-file requirements.lock
 
 clean: ## remove .venv and caches; data and outputs stay

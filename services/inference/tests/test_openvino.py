@@ -1,88 +1,94 @@
-"""OpenVINO: converted once, kept, and refused where it cannot run."""
+"""OpenVINO: the network's own answers, converted once, and refused where it cannot run."""
 
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from detserver.implementations.fastest import Fastest, FusedBf16
-from detserver.implementations.openvino import OpenVino
-from effdet.efficientdet import EfficientDet
+from small_detector import CPU, SMALL, assert_same_answers
 
-from detserver.implementations import fastest
-from detserver.models.model_sets import BUILT_IN, ModelSet
+from detserver.implementations import Registry
+from detserver.models.model_sets import ModelSet
 from detserver.models.weights import WeightsStore
-from detserver.recipes import choice, openvino_network
-from detserver.recipes.openvino_network import OpenVinoNetwork, unavailable_reason
+from detserver.recipes.backends import conversion, openvino_network
+from detserver.recipes.backends.openvino_network import network, prepare, unavailable_reason
 
-SPEC = BUILT_IN[1].models[1]
-
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
-
-
-@torch.inference_mode()
-def test_raw_outputs_are_the_networks_and_the_conversion_is_kept(
-    store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    pixels = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
-    expected = store.model(SPEC)(pixels)
-    folder = tmp_path / "network"
-    OpenVinoNetwork(store.model(SPEC), SPEC.name, folder, torch.float32)
-    assert [each.name for each in tmp_path.iterdir()] == ["network"], "nothing half-made is left"
-    monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted again"))
-    network = OpenVinoNetwork(store.model(SPEC), SPEC.name, folder, torch.float32)
-    assert network.precision == "f32"
-    for ours, theirs in zip(network(pixels), expected, strict=True):
-        for level, own in zip(ours, theirs, strict=True):
-            assert (level - own).abs().max() < 1e-4 * own.abs().max()
+pytestmark = [
+    pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed"),
+    pytest.mark.xdist_group("small_detector"),  # one process converts for all
+]
 
 
-class InFloat32:
-    """A network of OpenVINO's on a CPU that has no bfloat16."""
+def test_its_answers_are_eager_ones(store: WeightsStore, photos: list[Path]):
+    run = network(SMALL, store, "fp32", CPU)
+    assert (run.precision, run.remark) == ("fp32", "")
+    assert_same_answers(run, store, photos)
 
-    precision = "f32"
 
-    def __init__(self, model: EfficientDet) -> None:
-        self._model = model
+def test_a_second_process_finds_what_the_first_has_converted(store: WeightsStore):
+    prepare(SMALL, store, "fp32")
+    kept = sorted(path.name for path in (store.cache_dir / "openvino").iterdir())
+    assert not any(name.endswith(".partial") for name in kept), "nothing half-made is left"
+    code = f"""
+from pathlib import Path
+import torch
+from small_detector import CPU, SMALL
+from detserver.models.weights import WeightsStore
+from detserver.recipes.backends import openvino_network
 
-    def __call__(self, pixels: torch.Tensor):
-        return self._model(pixels.float())
+openvino_network.flat_network = None  # what a conversion would start with
+store = WeightsStore(Path({str(store.cache_dir.parent / "weights")!r}), Path({str(store.cache_dir)!r}), 2, False)
+network = openvino_network.network(SMALL, store, "fp32", CPU)
+print(network.precision, len(network(torch.zeros(1, 3, *SMALL.input.size))[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.stdout == "fp32 5\n", done.stderr
+    assert sorted(path.name for path in (store.cache_dir / "openvino").iterdir()) == kept
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path):
+    def fail(target: Path) -> None:
+        (target / "half").touch()
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        conversion.make_once(tmp_path / "network", "converting", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_processes_that_convert_the_first_wins(tmp_path: Path):
+    def overtaken(target: Path) -> None:
+        (target / "file").write_text("mine")
+        (tmp_path / "network").mkdir()  # by another process, meanwhile
+        (tmp_path / "network" / "file").write_text("theirs")
+
+    conversion.make_once(tmp_path / "network", "converting", overtaken)
+    assert [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()] == [("network", "theirs")]
 
 
 def test_a_precision_that_the_cpu_does_not_have_is_told(store: WeightsStore, monkeypatch: pytest.MonkeyPatch):
-    one = ModelSet("one", (SPEC,))
-    monkeypatch.setattr(choice, "_read", lambda *_: {"openvino": 1.0, "folded, channels_last": 2.0})
-    monkeypatch.setattr(
-        fastest, "openvino_networks", lambda _, models, *__: [(SPEC.input, InFloat32(model)) for model in models]
-    )
-    implementation = FusedBf16(one, store, torch.device("cpu"))
-    implementation.load()
-    assert implementation.remark.startswith("openvino (one image on this machine: ")
-    assert implementation.remark.endswith("; one image at a time; in float32: OpenVINO has no bfloat16 on this CPU")
-    implementation = Fastest(one, store, torch.device("cpu"))
-    implementation.load()
-    assert implementation.remark.endswith("; one image at a time")
+    monkeypatch.setitem(openvino_network._HINTS, "bf16", "f32")  # what OpenVINO does on a CPU without it
+    run = network(SMALL, store, "bf16", CPU)
+    assert run.precision == "fp32"
+    assert run.remark == "in fp32: OpenVINO has no bf16 on this CPU"
 
 
-def test_converting_is_no_part_of_a_load(store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    one = ModelSet("one", (SPEC,))
-    monkeypatch.setattr(store, "cache_dir", tmp_path)
-    prepared = OpenVino(one, store, torch.device("cpu"))
-    prepared.prepare()
-    monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted in a load"))
-    for each in (prepared, Fastest(one, store, torch.device("cpu"))):
-        each.prepare()
-        each.load()
+def test_converting_is_no_part_of_a_load(store: WeightsStore, monkeypatch: pytest.MonkeyPatch):
+    implementation = Registry().get("openvino")(ModelSet("one", (SMALL,)), store, CPU)
+    implementation.prepare()
+    monkeypatch.setattr(openvino_network, "flat_network", lambda *_: pytest.fail("converted in a load"))
+    implementation.load()
 
 
 def test_nothing_is_sent_to_anybody():
-    openvino_network._openvino()
+    openvino_network.import_openvino()
     assert sys.modules.get("openvino_telemetry") is None
 
 
 def test_where_it_cannot_run_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    assert unavailable_reason(torch.device("cpu")) is None
+    assert unavailable_reason(CPU) is None
     assert "DETSERVER_DEVICE=cpu" in str(unavailable_reason(torch.device("cuda")))
     monkeypatch.setattr(openvino_network, "find_spec", lambda _: None)
-    assert "pip install 'detserver[openvino]'" in str(unavailable_reason(torch.device("cpu")))
+    assert "pip install 'detserver[openvino]'" in str(unavailable_reason(CPU))

@@ -7,7 +7,7 @@ import torch
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
-from detserver.recipes.openvino_network import _openvino
+from detserver.recipes.backends.openvino_network import import_openvino
 from detserver.recipes.plane_mean import mean_of_means, with_accurate_means
 from detserver.recipes.techniques import compile as compilation
 
@@ -38,7 +38,7 @@ def test_it_is_the_mean_whatever_the_sides(sides: tuple[int, int]):
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
 def test_openvino_keeps_it_accurate():
-    openvino = _openvino()
+    openvino = import_openvino()
     converted = openvino.convert_model(torch.export.export(Mean(), (plane(384, 384),)))
     compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = torch.from_numpy(compiled(plane(384, 384).numpy())[0].copy())

@@ -1,45 +1,34 @@
-"""`backend=openvino`: networks through OpenVINO, on the CPU. An extra: `pip install 'detserver[openvino]'`."""
+"""`backend=openvino`: networks compiled by OpenVINO for the CPU, one after the other, each with all threads."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import ClassVar
 
 import torch
 
-from detserver.models.model_sets import ModelSet
+from detserver.models.model_sets import ModelSpec
 from detserver.models.weights import WeightsStore
-from detserver.postprocess import RawOutput
-from detserver.recipes import openvino_network
+from detserver.recipes.backends import openvino_network, quantization
+from detserver.recipes.backends.backend import Backend, Network
 from detserver.recipes.recipe import Recipe
-from detserver.recipes.technique import Plan, Technique
 
 
-class OpenVino(Technique):
-    """Networks compiled by OpenVINO, one after the other, each with all threads; converted ones are kept."""
+class OpenVino(Backend):
+    """See `detserver.recipes.backends.openvino_network`."""
 
-    field = "backend"
     titles: ClassVar = {"openvino": "OpenVINO"}
 
-    def unavailable_reason(self, recipe: Recipe, device: torch.device) -> str | None:  # noqa: ARG002
-        """See `Technique.unavailable_reason`."""
-        return openvino_network.unavailable_reason(device)
+    def not_here(self, recipe: Recipe, device: torch.device) -> str | None:
+        """See `Backend.not_here`."""
+        reason = openvino_network.unavailable_reason(device)
+        return quantization.unavailable_reason() if reason is None and recipe.precision == "int8" else reason
 
-    def batch_sizes(self, device: torch.device) -> tuple[int, ...]:  # noqa: ARG002
+    def batch_sizes(self, device: torch.device) -> tuple[int, ...]:  # noqa: ARG002 (on all)
         """See `Technique.batch_sizes`; a batch takes as long as its images one after the other."""
         return (1,)
 
-    def prepare(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:  # noqa: ARG002
-        """See `Technique.prepare`."""
-        openvino_network.prepare(model_set, weights)
+    def convert(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> None:
+        """See `Backend.convert`."""
+        openvino_network.prepare(spec, weights, precision)
 
-    def apply(self, plan: Plan) -> None:
-        """See `Technique.apply`."""
-        models = [plan.weights.model(spec) for spec in plan.model_set.models]
-        dtype = torch.bfloat16 if plan.recipe.precision == "bf16" else torch.float32
-        networks = openvino_network.openvino_networks(plan.model_set, models, plan.weights, dtype)
-        for network, (_, run) in zip(plan.networks, networks, strict=True):
-            network.run = partial(_alone, run)
-
-
-def _alone(run: Callable[[torch.Tensor], RawOutput], pixels: torch.Tensor) -> list[RawOutput]:
-    return [run(pixels)]
+    def network(self, spec: ModelSpec, weights: WeightsStore, precision: str, device: torch.device) -> Network:
+        """See `Backend.network`."""
+        return openvino_network.network(spec, weights, precision, device)

@@ -1,0 +1,1 @@
+"""Libraries other than torch that run the networks: how they are converted, kept and called."""

@@ -1,0 +1,69 @@
+"""ONNX Runtime: the network's own answers, exported once, and refused where it cannot run."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from small_detector import CPU, SMALL, assert_same_answers
+
+from detserver.errors import CannotRun
+from detserver.models.weights import WeightsStore
+from detserver.recipes.backends import onnxruntime_network
+from detserver.recipes.backends.onnxruntime_network import network, prepare, unavailable_reason
+
+pytestmark = [
+    pytest.mark.skipif(unavailable_reason(CPU) is not None, reason="the extra onnxruntime is not installed"),
+    pytest.mark.xdist_group("small_detector"),  # one process exports for all
+]
+
+
+def test_its_answers_are_eager_ones(store: WeightsStore, photos: list[Path]):
+    assert_same_answers(network(SMALL, store, "fp32", CPU), store, photos)
+
+
+def test_a_second_process_finds_what_the_first_has_exported(store: WeightsStore):
+    prepare(SMALL, store, "fp32")
+    kept = sorted(path.name for path in (store.cache_dir / "onnxruntime").iterdir())
+    assert not any(name.endswith(".partial") for name in kept), "nothing half-made is left"
+    code = f"""
+import torch
+from small_detector import CPU, SMALL
+from detserver.models.weights import WeightsStore
+from detserver.recipes.backends import onnxruntime_network
+from pathlib import Path
+
+onnxruntime_network.flat_network = None  # what an export would start with
+store = WeightsStore(Path({str(store.cache_dir.parent / "weights")!r}), Path({str(store.cache_dir)!r}), 2, False)
+network = onnxruntime_network.network(SMALL, store, "fp32", CPU)
+print(network.precision, len(network(torch.zeros(1, 3, *SMALL.input.size))[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.stdout == "fp32 5\n", done.stderr
+    assert sorted(path.name for path in (store.cache_dir / "onnxruntime").iterdir()) == kept
+
+
+def test_each_call_answers_for_its_own_pixels(store: WeightsStore):
+    run = network(SMALL, store, "fp32", CPU)
+    zeros, ones = torch.zeros(1, 3, *SMALL.input.size), torch.ones(1, 3, *SMALL.input.size)
+    first = run(zeros)[0][0].clone()
+    assert not torch.equal(run(ones)[0][0], first)
+    assert torch.equal(run(zeros.contiguous(memory_format=torch.channels_last))[0][0], first)
+
+
+def test_another_precision_is_refused(store: WeightsStore):
+    with pytest.raises(CannotRun, match="fp32 here, not in bf16"):
+        network(SMALL, store, "bf16", CPU)
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnx", "onnxscript"])
+def test_what_is_not_installed_is_said_with_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnxruntime_network, "find_spec", lambda name: None if name == missing else find_spec(name))
+    assert unavailable_reason(CPU) == "ONNX Runtime is not installed: pip install 'detserver[onnxruntime]'"
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None or torch.cuda.is_available(), reason="it may have CUDA")
+def test_a_gpu_needs_the_package_that_has_cuda():
+    assert "pip install onnxruntime-gpu" in str(unavailable_reason(torch.device("cuda")))
