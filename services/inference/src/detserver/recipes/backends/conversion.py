@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from effdet.efficientdet import EfficientDet
@@ -21,9 +22,6 @@ log = logging.getLogger(__name__)
 
 # Of what `FlatNetwork` makes of a network; another number, and every converted network is converted anew.
 _CONVERSION = 3
-
-DYNAMIC_BATCH = ({0: torch.export.Dim("batch")},)
-"""`dynamic_shapes` of an export whose only input takes any number of images."""
 
 
 class FlatNetwork(nn.Module):
@@ -49,6 +47,11 @@ def flat_network(spec: ModelSpec, weights: WeightsStore) -> tuple[FlatNetwork, t
     The example has two images, because an export takes a size of one for a constant.
     """
     return FlatNetwork(weights.model(spec)).eval(), (torch.zeros(2, 3, *spec.input.size),)
+
+
+def dynamic_batch() -> tuple[dict[int, Any]]:
+    """`dynamic_shapes` of an export whose only input takes any number of images."""
+    return ({0: torch.export.Dim("batch")},)  # no constant: it imports sympy, which takes 3 s of a start
 
 
 def cache_folder(backend: str, converter: str, spec: ModelSpec, weights: WeightsStore) -> Path:

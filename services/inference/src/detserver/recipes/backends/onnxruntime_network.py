@@ -12,7 +12,7 @@ from detserver.errors import CannotRun
 from detserver.models.model_sets import ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
-from detserver.recipes.backends.conversion import DYNAMIC_BATCH, cache_folder, flat_network, make_once
+from detserver.recipes.backends.conversion import cache_folder, dynamic_batch, flat_network, make_once
 
 _FILE = "network.onnx"
 
@@ -21,7 +21,7 @@ def unavailable_reason(device: torch.device) -> str | None:
     """Why ONNX Runtime cannot run on `device`, or None where it can."""
     if any(find_spec(package) is None for package in ("onnxruntime", "onnx", "onnxscript")):
         return "ONNX Runtime is not installed: pip install 'detserver[onnxruntime]'"
-    if _provider(device) not in import_onnxruntime().get_available_providers():
+    if device.type == "cuda" and _provider(device) not in import_onnxruntime().get_available_providers():
         return "this ONNX Runtime has no CUDA: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
     return None
 
@@ -127,7 +127,7 @@ def _exported(spec: ModelSpec, weights: WeightsStore) -> Path:
 
     def export(target: Path) -> None:
         model, example = flat_network(spec, weights)
-        program = torch.onnx.export(model, example, dynamo=True, dynamic_shapes=DYNAMIC_BATCH, verbose=False)
+        program = torch.onnx.export(model, example, dynamo=True, dynamic_shapes=dynamic_batch(), verbose=False)
         assert program is not None
         program.save(target / _FILE)
 

@@ -12,7 +12,7 @@ from detserver.models.model_sets import ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
 from detserver.recipes.backends import quantization
-from detserver.recipes.backends.conversion import DYNAMIC_BATCH, cache_folder, flat_network, make_once
+from detserver.recipes.backends.conversion import cache_folder, dynamic_batch, flat_network, make_once
 
 _FILE = "network.xml"
 
@@ -110,7 +110,7 @@ def _converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
 
     def convert(target: Path) -> None:
         model, example = flat_network(spec, weights)
-        exported = torch.export.export(model, example, dynamic_shapes=DYNAMIC_BATCH)
+        exported = torch.export.export(model, example, dynamic_shapes=dynamic_batch())
         # Not to float16, which is OpenVINO's default for a file.
         openvino.save_model(openvino.convert_model(exported), target / _FILE, compress_to_fp16=False)
 
