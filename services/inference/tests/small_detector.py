@@ -11,7 +11,8 @@ from detserver.postprocess import PostProcessor, RawOutput
 from detserver.preprocess import prepare
 from detserver.preprocess.decoding import decode
 
-SMALL = ModelSpec("small", "tf_efficientdet_d0", 7, overrides=(("image_size", (256, 256)),))
+_FEWER_LAYERS = (("box_class_repeats", 1), ("fpn_cell_repeats", 1))
+SMALL = ModelSpec("small", "tf_efficientdet_d0", 7, overrides=(*_FEWER_LAYERS, ("image_size", (256, 256))))
 CPU = torch.device("cpu")
 
 Network = Callable[[torch.Tensor], RawOutput]

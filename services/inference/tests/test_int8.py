@@ -42,7 +42,7 @@ def test_its_error_is_there_and_bounded(own: WeightsStore, photos: list[Path], m
         found, got = raw_and_detections(network, photo)
         for level, right in zip(found, expected, strict=True):
             relative = ((level - right).pow(2).mean() / right.pow(2).mean()).sqrt()
-            assert 1e-4 < relative < 0.3
+            assert 1e-4 < relative < 0.5  # zeros, or another network's answers, are wrong by 1 or more
         assert abs(len(got) - len(wanted)) <= len(wanted)
 
 

@@ -1,6 +1,7 @@
 """Networks through ONNX Runtime, on a CPU or by CUDA. An extra: `pip install 'detserver[onnxruntime]'`."""
 
 import importlib
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class OnnxRuntimeNetwork:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             provider_options = {
-                "device_id": str(self._stream.device_index),
+                "device_id": str(self._stream.device.index),
                 "user_compute_stream": str(self._stream.cuda_stream),
                 "use_tf32": "0",
             }
@@ -98,9 +99,13 @@ class OnnxRuntimeNetwork:
             binding.bind_input(argument.name, *_place(pixels))
         for argument, tensor in zip(self._session.get_outputs(), self._outputs, strict=True):
             binding.bind_output(argument.name, *_place(tensor))
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        self._session.run_with_iobinding(binding)  # returns when all is computed, on a GPU too
+        if self._stream is None:
+            self._session.run_with_iobinding(binding)
+        else:
+            torchs = torch.cuda.current_stream(pixels.device)
+            self._stream.wait_stream(torchs)
+            self._session.run_with_iobinding(binding)
+            torchs.wait_stream(self._stream)
         levels = len(self._outputs) // 2
         return self._outputs[:levels], self._outputs[levels:]
 
@@ -126,6 +131,8 @@ def _exported(spec: ModelSpec, weights: WeightsStore) -> Path:
     folder = cache_folder("onnxruntime", "onnxscript", spec, weights)
 
     def export(target: Path) -> None:
+        for package in ("onnxscript", "onnx_ir"):  # a line for every constant that they put together
+            logging.getLogger(package).setLevel(logging.WARNING)
         model, example = flat_network(spec, weights)
         program = torch.onnx.export(model, example, dynamo=True, dynamic_shapes=dynamic_batch(), verbose=False)
         assert program is not None
