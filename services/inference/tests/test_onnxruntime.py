@@ -45,12 +45,14 @@ print(network.precision, len(network(torch.zeros(1, 3, *SMALL.input.size))[0]))
     assert sorted(path.name for path in (store.cache_dir / "onnxruntime").iterdir()) == kept
 
 
-def test_each_call_answers_for_its_own_pixels(store: WeightsStore):
+def test_a_batch_gives_what_its_images_give_one_by_one(store: WeightsStore):
     run = network(SMALL, store, "fp32", CPU)
-    zeros, ones = torch.zeros(1, 3, *SMALL.input.size), torch.ones(1, 3, *SMALL.input.size)
-    first = run(zeros)[0][0].clone()
-    assert not torch.equal(run(ones)[0][0], first)
-    assert torch.equal(run(zeros.contiguous(memory_format=torch.channels_last))[0][0], first)
+    pixels = torch.randn(3, 3, *SMALL.input.size, generator=torch.Generator().manual_seed(0))
+    alone = [[level.clone() for levels in run(image[None]) for level in levels] for image in pixels]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        together = [level for levels in run(pixels.contiguous(memory_format=layout)) for level in levels]
+        for level, *parts in zip(together, *alone, strict=True):
+            torch.testing.assert_close(level, torch.cat(parts), rtol=1e-4, atol=1e-4)
 
 
 def test_another_precision_is_refused(store: WeightsStore):

@@ -48,7 +48,7 @@ def network(spec: ModelSpec, weights: WeightsStore, precision: str, device: torc
 
 
 class OnnxRuntimeNetwork:
-    """A network in an inference session: for one image at a time on a CPU, for any batch on a GPU.
+    """A network in an inference session, for batches of any size.
 
     Inputs and outputs are torch's memory, which ONNX Runtime reads and writes where it is.
 
@@ -80,7 +80,6 @@ class OnnxRuntimeNetwork:
             }
         else:
             options.intra_op_num_threads = torch.get_num_threads()
-            options.add_free_dimension_override_by_name("batch", 1)  # a fixed shape is faster than a free one
             # Each session has threads of its own: one's would spin while the next one's work.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(file, options, providers=[(_provider(device), provider_options)])
