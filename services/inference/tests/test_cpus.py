@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 from detserver.http import server
 from detserver.http.routes import create_app
+from detserver.machine import description as machine
 from detserver.machine.cpus import usable_cpus
-from detserver.machine.description import description as machine
 from detserver.settings import Settings
 
 V1 = "32 31 0:29 {part} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct"

@@ -14,7 +14,7 @@ from running_server import start, stop
 from detserver.engine.engine import Engine
 from detserver.errors import BadConfiguration
 from detserver.implementations import Registry
-from detserver.machine.description import device
+from detserver.machine import device
 from detserver.machine.device import usable_device, why_broken
 from detserver.models.weights import WeightsStore
 
@@ -115,7 +115,7 @@ PROGRAM = f"""
 import sys, threading
 import torch
 from detserver import __main__
-from detserver.machine.description import device
+from detserver.machine import device
 from detserver.implementations import base
 from detserver.implementations.invalid import Invalid
 

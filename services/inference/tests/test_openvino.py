@@ -29,7 +29,7 @@ def test_its_answers_are_eager_ones(store: WeightsStore, photos: list[Path]):
 
 def test_a_second_process_finds_what_the_first_has_converted(store: WeightsStore):
     prepare(SMALL, store, "fp32")
-    kept = sorted(path.name for path in (store.cache_dir / "openvino").iterdir())
+    kept = sorted(path.name for path in (store.cache_dir / "openvino").glob(f"{SMALL.identity}_*"))
     assert not any(name.endswith(".partial") for name in kept), "nothing half-made is left"
     code = f"""
 from pathlib import Path
@@ -45,7 +45,7 @@ print(network.precision, len(network(torch.zeros(1, 3, *SMALL.input.size))[0]))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.stdout == "fp32 5\n", done.stderr
-    assert sorted(path.name for path in (store.cache_dir / "openvino").iterdir()) == kept
+    assert sorted(path.name for path in (store.cache_dir / "openvino").glob(f"{SMALL.identity}_*")) == kept
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path):

@@ -143,7 +143,7 @@ def test_an_empty_mirror_is_effdets_own_server(published: Mirror, tmp_path: Path
         asked.append(url)
         raise Unreachable("nowhere")
 
-    monkeypatch.setattr("detserver.models.weights.download", remember)
+    monkeypatch.setattr("detserver.models.download.download", remember)
     store(tmp_path, allow_download=True, mirror="").get(D0)
     assert asked[0].startswith("https://nowhere.invalid/tf_efficientdet_d0-")
 
@@ -259,7 +259,7 @@ def test_a_dead_network_costs_ten_seconds_once_and_one_warning(
     assert downloading.ANSWER_WITHIN_S < 10
     monkeypatch.setattr(downloading, "ANSWER_WITHIN_S", 1.0)
     tried: list[str] = []
-    monkeypatch.setattr("detserver.models.weights.download", counted(tried))
+    monkeypatch.setattr("detserver.models.download.download", counted(tried))
     if "://" in network:
         monkeypatch.setenv("all_proxy", network)
         for name in ("no_proxy", "NO_PROXY"):

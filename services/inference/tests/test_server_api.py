@@ -112,7 +112,7 @@ def test_what_cannot_run_is_listed_with_the_reason_and_refused_with_409(server: 
         assert_refused(f"{server.url}/implementations/{name}/load?model_set=mixed", "tf_efficientdet_d2")
         assert_refused(f"{server.url}/infer/{name}?model_set=mixed", "it can run uniform")
     assert "NVIDIA" in listed["graphs"]["unavailable"]
-    assert_refused(f"{server.url}/implementations/graphs/load", "CUDA graphs need an NVIDIA GPU")
+    assert_refused(f"{server.url}/implementations/graphs/load", "CUDA streams need an NVIDIA GPU")
 
 
 def assert_refused(url: str, reason: str) -> None:
