@@ -114,7 +114,7 @@ def test_an_ablation_measures_every_step_alone_and_reports(detbench, stub: StubS
         "it comes from"
     ) in page.text
     printed = capsys.readouterr().out
-    assert "compiled: loading (torch.compile: minutes the first time)" in printed
+    assert "compiled: loading (minutes the first time)" in printed
     assert str(run_dir / "ablation.html") in printed.replace("\n", "")
 
 
@@ -164,6 +164,19 @@ def test_what_cannot_run_is_left_out_with_the_reason(detbench, stub: StubServer,
     assert found["steps"][-1]["timings"][0]["gain"]["versus"] == "grouped"  # fastest-bf16, over the absent fastest
     report = (the_run(tmp_path / "outputs") / "ablation.md").read_text()
     assert "- fastest is left out: no two members match" in report
+
+
+def test_a_row_that_the_server_refuses_to_load_is_left_out_and_any_other_failure_is_a_problem(
+    detbench, stub: StubServer, tmp_path: Path
+):
+    stub.refusals["/fastest/load"] = (409, "there are no photographs to calibrate with")
+    steps = ("--implementations", "baseline", "fastest", "--repeats", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    found = measured(tmp_path / "outputs")
+    assert "no photographs to calibrate with" in found["left_out"]["fastest"]
+    assert [step["implementation"]["name"] for step in found["steps"]] == ["baseline"]
+    stub.refusals["/fastest/load"] = (500, "it fell over")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 1
 
 
 def test_a_row_that_the_server_adds_appears_with_nothing_else_edited(detbench, stub: StubServer, tmp_path: Path):

@@ -316,7 +316,7 @@ def test_what_compiles_is_left_out_unless_it_is_named(detbench, outputs_dir: Pat
     with StubServer(*entries) as stub:
         assert detbench("reference", "--host", stub.host) == 0
         assert compared_names() == ["baseline", "other"]
-        line = "left out, because torch.compile takes minutes: compiled (name them in --implementations, or say all)"
+        line = "left out, as their first load takes minutes: compiled (name them in --implementations, or say all)"
         assert line in capsys.readouterr().out
         assert compared_names("--implementations", "compiled", "baseline") == ["compiled", "baseline"]
         assert compared_names("--implementations", "all") == ["baseline", "other", "compiled"]

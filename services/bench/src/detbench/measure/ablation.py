@@ -3,9 +3,11 @@
 Its rows are the server's: every implementation that names a technique, in the server's order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +87,21 @@ class AblationRunner:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
         self._progress.expect(len(self._rows) * len(self._plan.batch_sizes), CELL_S)
         for status in self._rows:
-            with self._session.trouble(f"{status.name} was not measured"):
+            with self._session.trouble(f"{status.name} was not measured"), self._left_out_where_refused(status.name):
                 self._measure(status)
         self._update(ended=_now())
         return self._ablation
+
+    @contextmanager
+    def _left_out_where_refused(self, name: str) -> Iterator[None]:
+        """Leave out a row that the server refuses (409), as it does where something that it needs is absent."""
+        try:
+            yield
+        except ServerError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            self._progress.say(f"{name} is left out: {error}")
+            self._update(left_out=self._ablation.left_out | {name: str(error)})
 
     def _measure(self, status: ImplementationStatus) -> None:
         with self._session.alone(status) as (server, info):

@@ -26,7 +26,7 @@ _LONG_S = 5.0
 
 def loading(status: ImplementationStatus) -> str:
     """What is being done while `status` is loaded."""
-    return f"{status.name}: loading{' (torch.compile: minutes the first time)' if status.compiles else ''}"
+    return f"{status.name}: loading{' (minutes the first time)' if status.compiles else ''}"
 
 
 class StepColumn(ProgressColumn):

@@ -40,4 +40,4 @@ def left_out(offered: Sequence[ImplementationStatus], names: Sequence[str] | Non
     if names is not None or not compiling:
         return None
     names_of = ", ".join(compiling)
-    return f"left out, because torch.compile takes minutes: {names_of} (name them in --implementations, or say {ALL})"
+    return f"left out, as their first load takes minutes: {names_of} (name them in --implementations, or say {ALL})"

@@ -82,7 +82,7 @@ class ImplementationInfo(BaseModel):
         description="the implementation that it adds its technique to; null: the fastest exact one before it"
     )
     technique: str = Field(description="what its row in the ablation is called; empty: it takes no part")
-    compiles: bool = Field(description="whether its first load on this machine takes minutes: torch.compile")
+    compiles: bool = Field(description="whether its first load here takes minutes: torch.compile, or quantization")
     model_sets: list[str] = Field(description="the sets that it can run here")
     unsupported: dict[str, str] = Field(description="the sets that it can run nowhere, with the reason")
     loaded: list[str] = Field(description="the sets for which it can serve at once")

@@ -82,7 +82,6 @@ class Built:
         techniques = [each for each in of_recipe(recipe) if recipe.backend == "torch" or not each.in_torch]
         for technique in techniques:
             technique.apply(self._plan)
-        self._compiles = any(technique.compiles for technique in techniques)
         self._fixed_shapes = any(technique.fixed_shapes for technique in techniques)
 
     @property
@@ -99,7 +98,7 @@ class Built:
         on_gpu = self._plan.device.type == "cuda"
         for size in batch_sizes if self._fixed_shapes else batch_sizes[: int(on_gpu)]:
             self.detect([example] * size)
-        if self._compiles:
+        if self.recipe.compile != "none":
             self.compile_s = (self.compile_s or 0.0) + time.perf_counter() - start
 
     @torch.inference_mode()

@@ -121,7 +121,7 @@ class Technique:
         titles: the values of that field that it is about, and what the ablation calls each.
         in_torch: whether it changes torch's modules; a backend that converts networks does the like by itself.
         fixed_shapes: whether something is made for each batch size, so that each has to be warmed up.
-        compiles: whether a first load takes minutes.
+        compiles: whether a first load on a machine takes minutes: compilation, quantization.
     """
 
     field: ClassVar[str]

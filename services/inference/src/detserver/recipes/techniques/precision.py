@@ -58,6 +58,7 @@ class Int8(Technique):
 
     field = "precision"
     titles: ClassVar = {"int8": "int8"}
+    compiles = True  # a hundred photographs run through each network
 
     def unavailable_reason(self, recipe: Recipe, device: torch.device) -> str | None:  # noqa: ARG002 (whatever it is)
         """See `Technique.unavailable_reason`."""
