@@ -5,8 +5,10 @@ one line of `torchvision.ops.roi_align` torch's compiler. Measured on two cores,
 without all that, timm 1.6 and 0.6; `docs/measuring.md` has the rest.
 
 `install` lets the packages of `_PACKAGES` begin empty: their submodules can be imported, and what their `__init__`
-does is done as soon as somebody asks for a name that only it defines. Nothing is ever missing, therefore, to a plug-in
-or with other versions of these packages; what is needed sooner than we know is only imported sooner.
+does is done as soon as somebody asks for a name that only it defines. No name is missing, therefore, to a plug-in or
+with other versions of these packages; what is needed sooner than we know is only imported sooner. What an `__init__`
+does besides defining names comes later, too: torch's exporter to ONNX by TorchScript (`dynamo=False`), for one, learns
+of torchvision's operators only then.
 """
 
 import importlib
