@@ -51,6 +51,16 @@ def test_a_row_that_adds_to_none_is_compared_with_the_fastest_right_row_before_i
     assert sum(gain.share for gain in found.values() if gain.on_path and gain.share is not None) == pytest.approx(1)
 
 
+def test_rows_that_add_to_each_other_in_a_circle_are_compared_upwards_alone():
+    circle = {"baseline": None, "a": "b", "b": "a", "c": "c"}
+    assert versus(rows(baseline=80, a=40, b=20, c=10), circle) == {
+        "baseline": None,
+        "a": "baseline",
+        "b": "a",
+        "c": "b",
+    }
+
+
 def test_a_parent_that_was_not_measured_is_climbed_over():
     found = gains(rows(baseline=80, c=20), CHAIN)
     assert (found["c"].versus, found["c"].factor, found["c"].share) == ("baseline", 4, 1)

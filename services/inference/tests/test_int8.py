@@ -26,16 +26,20 @@ def own(store: WeightsStore, tmp_path: Path) -> WeightsStore:
 
 
 @needs_nncf
-def test_its_error_is_there_and_bounded(own: WeightsStore, photos: list[Path], monkeypatch: pytest.MonkeyPatch):
+def test_its_error_is_there_and_bounded(
+    own: WeightsStore, photos: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     images = own.cache_dir.parent / "sample" / "images"
     images.mkdir(parents=True)
     for photo in photos:
         shutil.copy(photo, images)
+    (images / "broken.jpg").write_bytes(photos[-1].read_bytes()[:100])
     openvino_network.prepare(SMALL, own, "int8")
+    assert "broken.jpg" in caplog.text
     monkeypatch.setattr(quantization, "quantized", lambda *_: pytest.fail("quantized again"))
     network = openvino_network.network(SMALL, own, "int8", CPU)
     assert network.precision == "int8"
-    assert network.remark == "calibrated with 4 photographs (sample 4)"
+    assert network.remark == "calibrated with 5 photographs (sample 5)"
     eager = own.model(SMALL)
     for photo in photos:
         expected, wanted = raw_and_detections(eager, photo)

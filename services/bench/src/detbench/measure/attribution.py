@@ -29,7 +29,8 @@ def gains(rows: Mapping[str, Row], adds_to: Mapping[str, str | None]) -> dict[st
 
     Args:
         rows: those that were measured, by name.
-        adds_to: every row's name, in the order of the ablation, to the name of the one it adds to: a tree, or several.
+        adds_to: every row's name, in the order of the ablation, to the name of the one it adds to, which stands before
+            it: a tree, or several.
 
     Returns:
         The gain of each of `rows`. Shares are None where baseline was not measured, or nothing right is faster.
@@ -37,7 +38,8 @@ def gains(rows: Mapping[str, Row], adds_to: Mapping[str, str | None]) -> dict[st
     places = {name: place for place, name in enumerate(adds_to)}
 
     def ancestors(name: str) -> Iterator[str]:
-        while (parent := adds_to.get(name)) is not None:
+        # Only upwards, so that a server whose rows add to each other in a circle ends here, too.
+        while (parent := adds_to.get(name)) is not None and places.get(parent, -1) < places[name]:
             yield parent
             name = parent
         before = [each for each in rows if rows[each].right and places[each] < places.get(name, 0)]

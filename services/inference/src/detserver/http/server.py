@@ -332,7 +332,7 @@ class Server:
         ]
 
     def _reported_settings(self) -> dict[str, str | int | float | bool | None]:
-        fields = ("queue_size", "torch_threads", "seed", "max_upload_mb", "max_megapixels")
+        fields = ("queue_size", "torch_threads", "compile", "seed", "max_upload_mb", "max_megapixels")
         return {name: getattr(self.settings, name) for name in fields} | {"decode_threads": self._decode_threads}
 
     def _build_labels(self) -> Mapping[str, str]:

@@ -82,9 +82,15 @@ class RecipeImpl(BaseModelImpl):
         with _said_so(f"{self.name} for {self.model_set.name}: loading"):
             example = self.example()
             by_size, why = self._chosen(example)
-            builds = {recipe: self._build(recipe) for recipe in dict.fromkeys(by_size.values())}
-            for recipe, built in builds.items():
-                built.warm_up(example, [size for size, each in by_size.items() if each == recipe])
+            builds: dict[Recipe, Built] = {}
+            try:
+                for recipe in dict.fromkeys(by_size.values()):
+                    builds[recipe] = self._build(recipe)
+                    builds[recipe].warm_up(example, [size for size, each in by_size.items() if each == recipe])
+            except BaseException:
+                for built in builds.values():
+                    built.release()
+                raise
         self._by_size = {size: builds[recipe] for size, recipe in by_size.items()}
         self.compile_s = sum(built.compile_s for built in builds.values() if built.compile_s is not None) or None
         self.remark = "; ".join([*why, *self._remarks(builds)])
@@ -197,7 +203,7 @@ def _said_so(what: str) -> Iterator[None]:
 
     def say() -> None:
         while not done.wait(_SAY_SO_EVERY_S):
-            log.info("%s: %.0f s so far; minutes the first time on a machine", what, time.perf_counter() - start)
+            log.info("%s: %.0f s so far", what, time.perf_counter() - start)
 
     thread = threading.Thread(target=say, daemon=True)
     thread.start()

@@ -88,7 +88,8 @@ class WeightsStore:
 
     def cached_files(self) -> set[Path]:
         """What lies in the cache folder now."""
-        return {path for path in self.cache_dir.rglob("*") if path.is_file()}
+        # Not by pathlib: another process may remove a folder in the meantime, which `os.walk` passes over.
+        return {Path(folder, name) for folder, _, names in os.walk(self.cache_dir) for name in names}
 
     def _find(self, spec: ModelSpec) -> tuple[Source, StateDict]:
         local = self._local_file(spec)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -165,7 +166,8 @@ class Memory:
     """
 
     def __init__(self, cache_dir: Path, model_set: ModelSet, device: torch.device, recipes: Sequence[Recipe]) -> None:
-        machine = [describe(device).device_name, str(torch.get_num_threads()), version("torch")]
+        libraries = [f"{name} {version(name)}" for name in ("torch", "openvino", "onnxruntime") if find_spec(name)]
+        machine = [describe(device).device_name, str(torch.get_num_threads()), *libraries]
         choice = [f"{recipe}; {compiled(recipe, device)}" for recipe in recipes]
         models = [spec.identity for spec in model_set.models]
         digest = hashlib.sha256("\n".join([*models, *machine, *choice]).encode()).hexdigest()

@@ -1,12 +1,14 @@
 """What a technique is: subclass `Technique` in a file of `detserver.recipes.techniques`, and recipes can name it.
 
-class Doubled(Technique):
-    field = "doubled"  # of `Recipe`
-    titles = {True: "doubled"}  # its values, and what the ablation calls each
+    class Doubled(Technique):
+        field = "doubled"  # of `Recipe`
+        titles = {True: "doubled"}  # its values, and what the ablation calls each
 
-    def apply(self, plan: Plan) -> None:
-        for network in plan.networks:
-            network.run = doubled(network.run)
+        def apply(self, plan: Plan) -> None:
+            for network in plan.networks:
+                network.run = doubled(network.run)
+
+docs/techniques.md goes through it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detserver.errors import CannotRun
+from detserver.errors import CannotRun, DetserverError
 from detserver.models.model_sets import ModelSpec
 from detserver.preprocess import prepare
 from detserver.preprocess.decoding import decode
+
+log = logging.getLogger(__name__)
 
 _AT_MOST = 100  # photographs; NNCF itself takes 300, and the error is the same
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -87,6 +89,9 @@ def quantized(network: Any, spec: ModelSpec, photos: Photos) -> Any:
 
     Args:
         network: of `spec`, in float32, for one image; it is not changed.
+
+    Raises:
+        CannotRun: no photograph can be read.
     """
     nncf = importlib.import_module("nncf")
     nncf.set_log_level(logging.WARNING)
@@ -95,12 +100,23 @@ def quantized(network: Any, spec: ModelSpec, photos: Photos) -> Any:
         prepared = prepare(decode(file.read_bytes(), _MAX_PIXELS), [spec.input])
         return prepared.inputs[spec.input].pixels[None].numpy()
 
+    def is_readable(file: Path) -> bool:
+        try:
+            pixels(file)
+        except (DetserverError, OSError) as error:
+            log.warning("%s is not calibrated with %s: %s", spec.name, file, error)
+            return False
+        return True
+
+    readable = [file for file in photos.files if is_readable(file)]
+    if not readable:
+        raise CannotRun(f"INT8 is calibrated with photographs, and none of {photos} can be read")
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars
         return nncf.quantize(
             network,
-            nncf.Dataset(photos.files, pixels),
+            nncf.Dataset(readable, pixels),
             preset=nncf.QuantizationPreset.MIXED,  # activations asymmetric: SiLU's are
-            subset_size=len(photos.files),
+            subset_size=len(readable),
             ignored_scope=nncf.IgnoredScope(names=sorted(_kept_in_float(network))),
         )
 

@@ -1,13 +1,9 @@
 """`compile`: each network through torch.compile (inductor); what it makes is kept in the cache folder."""
 
 import importlib
-import logging
 import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
@@ -21,9 +17,6 @@ from detserver.recipes.plane_mean import with_accurate_means
 from detserver.recipes.recipe import BATCH_SIZES, Recipe
 from detserver.recipes.technique import Inputs, Plan, Technique
 
-log = logging.getLogger(__name__)
-
-_SAY_SO_EVERY_S = 15.0
 _switched_off = False
 # One entry per network, batch size and implementation; above the limit, 8 by default, dynamo runs eager for good.
 _MAX_GRAPHS = 256
@@ -111,22 +104,3 @@ def compiled(function: Callable[P, T], mode: str | None = None) -> Callable[P, T
     """
     torch._dynamo.config.recompile_limit = _MAX_GRAPHS
     return torch.compile(function, dynamic=False, mode=mode)
-
-
-@contextmanager
-def said_so(what: str) -> Iterator[None]:
-    """Log every few seconds that `what` is under way, for as long as the block runs."""
-    done = threading.Event()
-    start = time.perf_counter()
-
-    def say() -> None:
-        while not done.wait(_SAY_SO_EVERY_S):
-            log.info("%s: %.0f s so far; minutes the first time on a machine", what, time.perf_counter() - start)
-
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
