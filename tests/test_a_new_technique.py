@@ -34,6 +34,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
+@pytest.mark.slow
 def test_it_is_served_measured_and_reported(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data_dir, outputs = tmp_path / "data", tmp_path / "outputs"
     fetch("sample", data_dir)

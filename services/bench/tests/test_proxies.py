@@ -130,6 +130,7 @@ def test_our_servers_are_asked_directly(dead_proxies, variables: str, monkeypatc
         assert [each.name for each in client.implementations()] == ["slow"]
 
 
+@pytest.mark.slow
 def test_the_sweep_starts_and_loads_its_server_directly(dead_proxies, detbench, tmp_path: Path):
     sweep = ("run", "--implementations", "invalid", "--users", "1", "--duration", "1", "--warmup", "1")
     assert detbench(*sweep, "--max-images", "1") == 0

@@ -126,7 +126,9 @@ def test_baseline_is_effdet(store: WeightsStore, model_set: ModelSet, photos: li
             np.testing.assert_allclose(output.scores, rows[:, 4], rtol=0, atol=1e-5, err_msg=spec.name)
 
 
-@pytest.mark.parametrize("name", ["postprocess", "folded", "vmap", "grouped", "openvino", "invalid"])
+@pytest.mark.parametrize(
+    "name", ["postprocess", "folded", "vmap", "grouped", pytest.param("openvino", marks=pytest.mark.slow), "invalid"]
+)
 def test_every_implementation_gives_baselines_answers(name: str, store: WeightsStore, model_set, images, expected):
     if name == "openvino" and find_spec("openvino") is None:
         pytest.skip("the extra openvino is not installed")

@@ -43,6 +43,7 @@ def test_effdet_configures_no_kind_of_input_that_is_not_among_the_kinds():
     assert {taken(architecture) for architecture in ARCHITECTURES} == {taken(architecture) for architecture in KINDS}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_served_answer_is_effdets_for_every_kind_of_input(
     start_server, store: WeightsStore, tmp_path: Path, photos: list[Path]
@@ -70,6 +71,7 @@ def test_the_served_answer_is_effdets_for_every_kind_of_input(
     assert listed[4]["configuration"]["anchor_scale"] == 3.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trained_model_of_ones_own_in_the_data_folder_has_its_mean_average_precision(
     start_server, testdata: Path, tmp_path: Path

@@ -63,6 +63,7 @@ def test_every_name_is_there_as_after_the_whole_import():
     assert found[1] == timm.list_models()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [

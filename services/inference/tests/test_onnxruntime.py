@@ -24,6 +24,7 @@ def test_its_answers_are_eager_ones(store: WeightsStore, photos: list[Path]):
     assert_same_answers(network(SMALL, store, "fp32", CPU), store, photos)
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_what_the_first_has_exported(store: WeightsStore):
     prepare(SMALL, store, "fp32")
     kept = sorted(path.name for path in (store.cache_dir / "onnxruntime").glob(f"{SMALL.identity}_*"))

@@ -56,6 +56,7 @@ def test_implementations_say_what_loading_took(server: RunningServer):
     assert compiled["compiles"] is True
 
 
+@pytest.mark.slow
 def test_kernels_are_counted_once_in_another_process(start_server):
     server = start_server(preload="invalid")
 
