@@ -7,11 +7,11 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server run in one process, so that it is started once."""
+    """Tests that share a server, or networks, run in one process, so that these are made once."""
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
-            package = Path(item.path).relative_to(Path(__file__).parent).parts[1]
-            item.add_marker(pytest.mark.xdist_group(f"server of {package}"))
+        package = Path(item.path).relative_to(Path(__file__).parent).parts[1]
+        for shared in {"server", "small"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.xdist_group(f"{shared} of {package}"))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def start_server(tmp_path: Path, data_dir: Path) -> Iterator[StartServer]:
     """Start servers with settings given as keyword arguments (`preload="invalid"`); ended after the test."""
     servers: list[RunningServer] = []
 
-    def start_one(wait: bool = True, program: Sequence[str] = ("-m", "detserver"), **settings: str) -> RunningServer:
+    def start_one(wait: bool = True, program: Sequence[str] = (), **settings: str) -> RunningServer:
         environment = {f"DETSERVER_{name.upper()}": value for name, value in settings.items()}
         servers.append(start(tmp_path, wait, {"DETSERVER_DATA_DIR": str(data_dir), **environment}, program))
         return servers[-1]

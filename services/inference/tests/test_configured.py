@@ -116,6 +116,7 @@ def test_what_has_equal_networks_and_inputs_stacks(model_set: ModelSet):
     assert len({spec.identity for spec in model_set.models}) == 5, "files of one are not another's"
 
 
+@pytest.mark.slow
 def test_baseline_is_effdet(store: WeightsStore, model_set: ModelSet, photos: list[Path], expected):
     for photo, outputs in zip(photos, expected, strict=False):
         for spec, output in zip(model_set.models, outputs, strict=True):
@@ -126,9 +127,8 @@ def test_baseline_is_effdet(store: WeightsStore, model_set: ModelSet, photos: li
             np.testing.assert_allclose(output.scores, rows[:, 4], rtol=0, atol=1e-5, err_msg=spec.name)
 
 
-@pytest.mark.parametrize(
-    "name", ["postprocess", "folded", "vmap", "grouped", pytest.param("openvino", marks=pytest.mark.slow), "invalid"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["postprocess", "folded", "vmap", "grouped", "openvino", "invalid"])
 def test_every_implementation_gives_baselines_answers(name: str, store: WeightsStore, model_set, images, expected):
     if name == "openvino" and find_spec("openvino") is None:
         pytest.skip("the extra openvino is not installed")

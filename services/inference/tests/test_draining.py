@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from running_server import RunningServer
+from running_server import PROCESS, RunningServer
 from starlette.testclient import TestClient
 
 from detserver.http.routes import create_app
@@ -59,7 +59,7 @@ def ended(server: RunningServer) -> int:
 
 
 def test_sigterm_in_the_middle_of_a_load_breaks_no_request(start_server, photos: list[Path]):
-    server = start_server(preload="invalid,baseline")
+    server = start_server(program=PROCESS, preload="invalid,baseline")
     data = photos[0].read_bytes()
     # The slow ones still wait in the queue when the signal comes.
     slow = [User(server, "baseline", data, requests=1) for _ in range(3)]
@@ -78,7 +78,7 @@ def test_sigterm_in_the_middle_of_a_load_breaks_no_request(start_server, photos:
 
 
 def test_what_is_not_done_within_the_limit_is_told_so_and_counted(start_server, photos: list[Path]):
-    server = start_server(preload="baseline", drain_limit_s="1")
+    server = start_server(program=PROCESS, preload="baseline", drain_limit_s="1")
     data = photos[0].read_bytes()
     answers: list[httpx.Response] = []
     users = [
@@ -101,7 +101,7 @@ def test_what_is_not_done_within_the_limit_is_told_so_and_counted(start_server, 
 
 
 def test_sigterm_while_it_loads_ends_it_promptly(start_server, tmp_path: Path):
-    server = start_server(wait=False, preload="baseline", data_dir=str(tmp_path / "empty"))
+    server = start_server(program=PROCESS, wait=False, preload="baseline", data_dir=str(tmp_path / "empty"))
     while "calibrating" not in server.log:
         time.sleep(0.05)
     assert ended(server) == 0
@@ -134,7 +134,7 @@ def test_every_answer_of_a_server_that_ends_is_its_connections_last(tmp_path: Pa
     "sent", [b"POST /infer/invalid HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf", b"GET /he"]
 )
 def test_a_client_that_sends_half_a_request_keeps_no_server_alive(start_server, sent: bytes):
-    server = start_server(preload="invalid", drain_limit_s="1")
+    server = start_server(program=PROCESS, preload="invalid", drain_limit_s="1")
     address = urlsplit(server.url)
     connection = http.client.HTTPConnection(address.netloc)
     connection.connect()

@@ -26,6 +26,7 @@ def own(store: WeightsStore, tmp_path: Path) -> WeightsStore:
 
 
 @needs_nncf
+@pytest.mark.slow
 def test_its_error_is_there_and_bounded(
     own: WeightsStore, photos: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import timm
 import torchvision
+from running_server import stop
 
 # What a server has no use for, and the seconds that it takes to import on two cores.
 NOT_NEEDED = {
@@ -42,11 +43,11 @@ def test_a_server_that_has_answered_has_imported_nothing_without_need_and_looks_
 ):
     server = start_server(preload="baseline", program=("-c", SERVER))
     assert server.infer("baseline", files={"file": photos[0].read_bytes()}).json()["detections"]
-    server.process.terminate()
-    server.process.wait(30)
+    stop(server)
     assert [line.strip() for line in server.log.splitlines()[-2:]] == ["frozen: True", "imported:"]
 
 
+@pytest.mark.slow
 def test_every_name_is_there_as_after_the_whole_import():
     names = {
         package.__name__: {name for name in dir(package) if not isinstance(getattr(package, name), ModuleType)}

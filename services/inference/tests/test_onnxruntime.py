@@ -36,7 +36,7 @@ from detserver.models.weights import WeightsStore
 from detserver.recipes.backends import onnxruntime_network
 from pathlib import Path
 
-onnxruntime_network.flat_network = None  # what an export would start with
+onnxruntime_network.exported = None  # what an export would start with
 store = WeightsStore(Path({str(store.cache_dir.parent / "weights")!r}), Path({str(store.cache_dir)!r}), 2, False)
 network = onnxruntime_network.network(SMALL, store, "fp32", CPU)
 print(network.precision, len(network(torch.zeros(1, 3, *SMALL.input.size))[0]))

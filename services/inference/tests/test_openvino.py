@@ -39,7 +39,7 @@ from small_detector import CPU, SMALL
 from detserver.models.weights import WeightsStore
 from detserver.recipes.backends import openvino_network
 
-openvino_network.flat_network = None  # what a conversion would start with
+openvino_network.exported = None  # what a conversion would start with
 store = WeightsStore(Path({str(store.cache_dir.parent / "weights")!r}), Path({str(store.cache_dir)!r}), 2, False)
 network = openvino_network.network(SMALL, store, "fp32", CPU)
 print(network.precision, len(network(torch.zeros(1, 3, *SMALL.input.size))[0]))
@@ -79,7 +79,7 @@ def test_a_precision_that_the_cpu_does_not_have_is_told(store: WeightsStore, mon
 def test_converting_is_no_part_of_a_load(store: WeightsStore, monkeypatch: pytest.MonkeyPatch):
     implementation = Registry().get("openvino")(ModelSet("one", (SMALL,)), store, CPU)
     implementation.prepare()
-    monkeypatch.setattr(openvino_network, "flat_network", lambda *_: pytest.fail("converted in a load"))
+    monkeypatch.setattr(openvino_network, "exported", lambda *_: pytest.fail("converted in a load"))
     implementation.load()
 
 

@@ -128,13 +128,13 @@ class Clock:
 
 
 @pytest.fixture
-def batching(monkeypatch, tmp_path: Path) -> Iterator[tuple[str, Clock]]:
+def batching(monkeypatch, data_dir: Path) -> Iterator[tuple[str, Clock]]:
     """URL of a server in this process that can run `Batching`, and its clock."""
     monkeypatch.setattr(
         "detserver.implementations.entry_points",
         lambda group: [EntryPoint("batching", f"{__name__}:Batching", group)],
     )
-    clock = Clock(create_app(Settings(preload=["batching"], data_dir=tmp_path, weights_download=False)))
+    clock = Clock(create_app(Settings(preload=["batching"], data_dir=data_dir, weights_download=False)))
     running = uvicorn.Server(uvicorn.Config(clock, port=0, log_config=None))
     thread = threading.Thread(target=running.run)
     thread.start()

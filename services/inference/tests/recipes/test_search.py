@@ -191,6 +191,24 @@ def test_fastest_says_what_it_runs_and_searches_once(weights, small, monkeypatch
     assert second.remark == first.remark
 
 
+def test_what_cannot_be_converted_is_left_out(weights, small, monkeypatch, caplog):
+    onnxruntime = Recipe(fold=True, postprocess="batched", backend="onnxruntime")
+    torch_alone = [recipe for recipe in candidates(Search(), CPU, small) if recipe.backend == "torch"][1:2]
+    monkeypatch.setattr("detserver.implementations.from_recipe.candidates", lambda *_: [onnxruntime, *torch_alone])
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("an operator that ONNX does not have")
+
+    monkeypatch.setattr("detserver.recipes.backends.onnxruntime_network.prepare", fails)
+    monkeypatch.setattr("detserver.recipes.backends.onnxruntime_network.network", fails)
+    implementation = Registry().get("fastest")(small, weights, CPU)
+    implementation.prepare()
+    implementation.load()
+    assert implementation.remark.startswith(str(torch_alone[0]))
+    assert "not prepared: an operator that ONNX does not have" in caplog.text
+    assert "left out, because it failed: an operator" in caplog.text
+
+
 def test_fastest_gives_baselines_answers(weights, small, images, expected):
     implementation = Registry().get("fastest")(small, weights, CPU)
     implementation.load()

@@ -14,6 +14,7 @@ from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.models.model_sets import ModelSet
 from detserver.preprocess import PreparedImage
 from detserver.recipes import build
+from detserver.recipes.backends.conversion import exported
 from detserver.recipes.build import Built, why_not
 from detserver.recipes.recipe import BATCH_SIZES, Recipe, Search, largest_fitting
 from detserver.recipes.search import Found, Memory, candidates, compiled, search
@@ -74,8 +75,11 @@ class RecipeImpl(BaseModelImpl):
     def prepare(self) -> None:
         """See `BaseModelImpl.prepare`."""
         super().prepare()
-        for recipe in self._recipes():
-            build.prepare(recipe, self.model_set, self.weights, self.device)
+        try:
+            for recipe in self._to_prepare():
+                self._prepare(recipe)
+        finally:
+            exported.cache_clear()
 
     def load(self) -> None:
         """Build what runs each batch size, and run it once."""
@@ -119,17 +123,35 @@ class RecipeImpl(BaseModelImpl):
             found += self._by_size[size].detect(images[len(found) : len(found) + size])
         return found
 
-    def _recipes(self) -> list[Recipe]:
-        recipe = self.row.recipe
-        return [recipe] if isinstance(recipe, Recipe) else candidates(recipe, self.device, self.model_set)
+    def _to_prepare(self) -> list[Recipe]:
+        if isinstance(self.row.recipe, Recipe):
+            return [self.row.recipe]
+        recipes = self._candidates()
+        found = self._memory(recipes).read()
+        return recipes if found is None else list(dict.fromkeys(found.fastest.values()))
+
+    def _prepare(self, recipe: Recipe) -> None:
+        try:
+            build.prepare(recipe, self.model_set, self.weights, self.device)
+        except Exception as error:  # of libraries that cannot convert a network
+            if isinstance(self.row.recipe, Recipe):
+                raise
+            log.warning("%s for %s, %s: not prepared: %s", self.name, self.model_set.name, recipe, error)
+
+    def _candidates(self) -> list[Recipe]:
+        assert isinstance(self.row.recipe, Search)
+        return candidates(self.row.recipe, self.device, self.model_set)
+
+    def _memory(self, recipes: list[Recipe]) -> Memory:
+        return Memory(self.weights.cache_dir, self.model_set, self.device, recipes)
 
     def _chosen(self, example: PreparedImage) -> tuple[dict[int, Recipe], list[str]]:
         """The recipe of each batch size, and what to say about the choice."""
         recipe = self.row.recipe
         if isinstance(recipe, Recipe):
             return dict.fromkeys(build.batch_sizes(recipe, self.device), recipe), []
-        recipes = self._recipes()
-        memory = Memory(self.weights.cache_dir, self.model_set, self.device, recipes)
+        recipes = self._candidates()
+        memory = self._memory(recipes)
         found = memory.read()
         if found is None:
             found = search(recipes, self.device, self._build, example)

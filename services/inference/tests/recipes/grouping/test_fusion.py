@@ -26,6 +26,7 @@ def test_every_member_has_its_own_weights(method: str):
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_a_whole_bifpn_with_its_resampling(store: WeightsStore):
     models = [fold_batch_norm(store.model(spec)) for spec in BUILT_IN[1].models]
     shapes = [(40, 64), (112, 32), (320, 16)]

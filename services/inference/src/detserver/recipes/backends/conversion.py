@@ -1,13 +1,13 @@
 """Networks as other libraries take them, and their converted files, made once and kept in the cache folder."""
 
 import logging
-import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from effdet.efficientdet import EfficientDet
@@ -41,17 +41,15 @@ class FlatNetwork(nn.Module):
         return (*classes, *boxes)
 
 
-def flat_network(spec: ModelSpec, weights: WeightsStore) -> tuple[FlatNetwork, tuple[torch.Tensor]]:
-    """A new network of `spec` to export, and the arguments to export it with.
+@lru_cache(maxsize=16)
+def exported(spec: ModelSpec, weights: WeightsStore) -> "torch.export.ExportedProgram":
+    """The network of `spec`, as torch exports it, for batches of any size.
 
-    The example has two images, because an export takes a size of one for a constant.
+    Every backend converts the same one, so it is kept until somebody who has them all calls `exported.cache_clear()`.
     """
-    return FlatNetwork(weights.model(spec)).eval(), (torch.zeros(2, 3, *spec.input.size),)
-
-
-def dynamic_batch() -> tuple[dict[int, Any]]:
-    """`dynamic_shapes` of an export whose only input takes any number of images."""
-    return ({0: torch.export.Dim("batch")},)  # no constant: it imports sympy, which takes 3 s of a start
+    example = torch.zeros(2, 3, *spec.input.size)  # two images: an export takes a size of one for a constant
+    any_number = ({0: torch.export.Dim("batch")},)  # no constant: it imports sympy, which takes 3 s of a start
+    return torch.export.export(FlatNetwork(weights.model(spec)).eval(), (example,), dynamic_shapes=any_number)
 
 
 def cache_folder(backend: str, converter: str, spec: ModelSpec, weights: WeightsStore) -> Path:
@@ -75,10 +73,12 @@ def make_once(folder: Path, what: str, make: Callable[[Path], None]) -> None:
         return
     log.info("%s, once per machine", what)
     start = time.perf_counter()
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not named by the process: in a container that was killed meanwhile, the next one has the same id.
+    temporary = Path(tempfile.mkdtemp(suffix=".partial", prefix=f"{folder.name}.", dir=folder.parent))
     try:
         make(temporary)
+        temporary.chmod(0o755)  # mkdtemp's is for its owner alone
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process was first

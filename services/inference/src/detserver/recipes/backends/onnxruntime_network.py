@@ -13,7 +13,7 @@ from detserver.errors import CannotRun
 from detserver.models.model_sets import ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
-from detserver.recipes.backends.conversion import cache_folder, dynamic_batch, flat_network, make_once
+from detserver.recipes.backends.conversion import cache_folder, exported, make_once
 
 _FILE = "network.onnx"
 
@@ -30,7 +30,7 @@ def unavailable_reason(device: torch.device) -> str | None:
 def prepare(spec: ModelSpec, weights: WeightsStore, precision: str) -> None:  # noqa: ARG001 (the face of a backend)
     """Import ONNX Runtime, and export the network of `spec` where the cache lacks it."""
     import_onnxruntime()
-    _exported(spec, weights)
+    _file(spec, weights)
 
 
 def network(spec: ModelSpec, weights: WeightsStore, precision: str, device: torch.device) -> "OnnxRuntimeNetwork":
@@ -44,7 +44,7 @@ def network(spec: ModelSpec, weights: WeightsStore, precision: str, device: torc
     """
     if precision != "fp32":
         raise CannotRun(f"ONNX Runtime runs in fp32 here, not in {precision}")
-    return OnnxRuntimeNetwork(_exported(spec, weights), device)
+    return OnnxRuntimeNetwork(_file(spec, weights), device)
 
 
 class OnnxRuntimeNetwork:
@@ -125,15 +125,14 @@ def _place(tensor: torch.Tensor) -> tuple[str, int, type[np.float32], tuple[int,
     return tensor.device.type, tensor.device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr()
 
 
-def _exported(spec: ModelSpec, weights: WeightsStore) -> Path:
+def _file(spec: ModelSpec, weights: WeightsStore) -> Path:
     """The file of the exported network, made where the cache lacks it."""
     folder = cache_folder("onnxruntime", "onnxscript", spec, weights)
 
     def export(target: Path) -> None:
         for package in ("onnxscript", "onnx_ir"):  # a line for every constant that they put together
             logging.getLogger(package).setLevel(logging.WARNING)
-        model, example = flat_network(spec, weights)
-        program = torch.onnx.export(model, example, dynamo=True, dynamic_shapes=dynamic_batch(), verbose=False)
+        program = torch.onnx.export(exported(spec, weights), dynamo=True, verbose=False)
         assert program is not None
         program.save(target / _FILE)
 

@@ -12,7 +12,7 @@ from detserver.models.model_sets import ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
 from detserver.recipes.backends import quantization
-from detserver.recipes.backends.conversion import cache_folder, dynamic_batch, flat_network, make_once
+from detserver.recipes.backends.conversion import cache_folder, exported, make_once
 
 _FILE = "network.xml"
 
@@ -109,10 +109,9 @@ def _converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
     folder = cache_folder("openvino", "openvino", spec, weights)
 
     def convert(target: Path) -> None:
-        model, example = flat_network(spec, weights)
-        exported = torch.export.export(model, example, dynamic_shapes=dynamic_batch())
+        network = openvino.convert_model(exported(spec, weights))
         # Not to float16, which is OpenVINO's default for a file.
-        openvino.save_model(openvino.convert_model(exported), target / _FILE, compress_to_fp16=False)
+        openvino.save_model(network, target / _FILE, compress_to_fp16=False)
 
     make_once(folder, f"{spec.name}: converting for OpenVINO", convert)
     if precision != "int8":
