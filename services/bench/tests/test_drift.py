@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detbench.measure.statistics.drift import SMALLEST_DRIFT, Trend, latency_trend, rate_trend
+from detbench.statistics.drift import SMALLEST_DRIFT, Trend, latency_trend, rate_trend
 
 WINDOW_S = 30.0
 

@@ -7,7 +7,7 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from scipy.stats import quantile_test
 
-from detbench.measure.statistics.percentiles import RANKS, answers_needed, histogram_percentiles, percentiles
+from detbench.statistics.percentiles import RANKS, answers_needed, histogram_percentiles, percentiles
 
 # Higher than any latency of these tests, in µs; an hour, as the recorder has it, makes a walk ten times as long.
 HIGHEST_US = 60_000_000

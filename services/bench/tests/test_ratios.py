@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detbench.measure.statistics.ratios import differs, interleaved, paired_ratio, reports_ratio
+from detbench.statistics.ratios import differs, interleaved, paired_ratio, reports_ratio
 
 NOISE = 0.03
 
