@@ -77,6 +77,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warmup", type=positive_int, default=5, metavar="N", help="requests before the first run (default: 5)"
     )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        metavar="N",
+        help="rounds of the sweep, in the order A B, B A, …, each in servers of its own: ratios get an interval, which "
+        "needs two rounds and is narrow with five (default: 1); in an ablation: batches timed (default: as 10 s hold, "
+        "from 5 to 200)",
+    )
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
     add_concurrency_option(parser)
     add_dataset_options(parser)
@@ -93,16 +101,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ablation.add_argument(
         "--batch-sizes", nargs="+", type=positive_int, metavar="N", help="images of the batches timed (default: 1)"
     )
-    ablation.add_argument(
-        "--repeats", type=positive_int, metavar="N", help="batches timed; default: as 10 s hold, from 5 to 200"
-    )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
-    if not options.ablation and (options.batch_sizes or options.repeats or options.reverse):
-        raise DetbenchError("--batch-sizes, --repeats and --reverse are of the ablation; add --ablation")
+    if not options.ablation and (options.batch_sizes or options.reverse):
+        raise DetbenchError("--batch-sizes and --reverse are of the ablation; add --ablation")
     console = Console()
     subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
     names = tuple(options.implementations) if options.implementations else None
@@ -114,6 +119,7 @@ def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...]
         implementations=names,
         subject=subject,
         users=tuple(dict.fromkeys(options.users)),
+        repeats=options.repeats or 1,
         duration_s=options.duration,
         warmup_requests=options.warmup,
         dataset_name=options.dataset,

@@ -103,7 +103,7 @@ def _check(a: Sweep, b: Sweep, other_machine: bool) -> None:
     if machines[0] != machines[1] and not other_machine:
         names = " and ".join(f"{name} ({cores} cores)" for name, cores in machines)
         raise DetbenchError(
-            f"measured on two machines, {names}: not the software alone differs; --other-machine compares them all the same"
+            f"measured on two machines, {names}: not the software alone differs; --other-machine compares all the same"
         )
     for what, ours, theirs in (
         ("model sets", a.settings.model_set, b.settings.model_set),

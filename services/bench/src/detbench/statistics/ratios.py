@@ -9,9 +9,12 @@ of the signs cannot be 95 % sure with fewer than 6 rounds (2 of 2^5 outcomes are
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import t
+
+T = TypeVar("T")
 
 # Of a ratio within one session, as the contract says.
 PAIRED_CONFIDENCE = 0.95
@@ -46,7 +49,7 @@ class Ratio:
         return f"{self.value:.3g}× ({self.low:.3g} to {self.high:.3g})"
 
 
-def interleaved(implementations: Sequence[str], rounds: int) -> list[list[str]]:
+def interleaved(implementations: Sequence[T], rounds: int) -> list[list[T]]:
     """The order of measurement within each round: A B, B A, A B, …
 
     What drifts steadily during a session (temperature, clocks) favours A in one round and B in the next.
