@@ -81,9 +81,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--repeats",
         type=positive_int,
         metavar="N",
-        help="rounds of the sweep, in the order A B, B A, …, each in servers of its own: ratios get an interval, which "
-        "needs two rounds and is narrow with five (default: 1); in an ablation: batches timed (default: as 10 s hold, "
-        "from 5 to 200)",
+        help="rounds, in the order A B, B A, …, each in servers of its own: ratios of a sweep get an interval, which "
+        "needs two rounds and is narrow with five (default: 1, of an ablation 2)",
     )
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
     add_concurrency_option(parser)
@@ -101,13 +100,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ablation.add_argument(
         "--batch-sizes", nargs="+", type=positive_int, metavar="N", help="images of the batches timed (default: 1)"
     )
+    ablation.add_argument(
+        "--batches",
+        type=positive_int,
+        metavar="N",
+        help="batches timed in each round; default: as 10 s hold in all rounds, from 5 to 200",
+    )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
-    if not options.ablation and (options.batch_sizes or options.reverse):
-        raise DetbenchError("--batch-sizes and --reverse are of the ablation; add --ablation")
+    if not options.ablation and (options.batch_sizes or options.batches or options.reverse):
+        raise DetbenchError("--batch-sizes, --batches and --reverse are of the ablation; add --ablation")
     console = Console()
     subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
     names = tuple(options.implementations) if options.implementations else None
@@ -144,7 +149,8 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
         subject=subject,
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
-        repeats=options.repeats,
+        repeats=options.repeats or 2,
+        batches=options.batches,
         reverse=options.reverse,
     )
     run_dir = new_run_dir(options.outputs_dir, f"{options.model_set}-ablation")
