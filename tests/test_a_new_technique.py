@@ -58,7 +58,7 @@ def test_it_is_served_measured_and_reported(sources: Path, tmp_path: Path, monke
         assert listed["twice"]["exact"]
 
     names = ["baseline", "folded", "twice"]
-    assert _detbench("run", "--ablation", "--implementations", *names, "--repeats", 5, *common) == 0
+    assert _detbench("run", "--ablation", "--implementations", *names, "--repeats", "1", "--batches", 5, *common) == 0
     (page,) = outputs.glob("*-ablation/ablation.html")
     assert "each network twice" in page.read_text()
     steps = json.loads(page.with_name("ablation.json").read_text())["steps"]

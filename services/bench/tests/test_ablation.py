@@ -15,7 +15,7 @@ import pytest
 from made_reports import Page
 from stub_server import StubServer, entry
 
-from detbench.measure.ablation import repeats_within
+from detbench.measure.ablation import batches_within
 
 # Technique, the row that it is added to, and latency.
 ROWS: dict[str, tuple[str, str | None, float]] = {
@@ -56,9 +56,9 @@ def measured(outputs_dir: Path) -> dict[str, Any]:
     return json.loads((the_run(outputs_dir) / "ablation.json").read_text())
 
 
-@pytest.mark.parametrize(("latency_ms", "repeats"), [(1, 200), (100, 100), (10_000, 5), (0, 200)])
-def test_repeats_fill_the_time_within_bounds(latency_ms: float, repeats: int):
-    assert repeats_within(10, [latency_ms] * 5) == repeats
+@pytest.mark.parametrize(("latency_ms", "batches"), [(1, 200), (100, 100), (10_000, 5), (0, 200)])
+def test_batches_fill_the_time_within_bounds(latency_ms: float, batches: int):
+    assert batches_within(10, [latency_ms] * 5) == batches
 
 
 def test_an_ablation_measures_every_step_alone_and_reports(detbench, stub: StubServer, tmp_path: Path, capsys):
@@ -120,7 +120,7 @@ def test_an_ablation_measures_every_step_alone_and_reports(detbench, stub: StubS
 
 def test_a_server_of_somebody_holds_one_at_a_time_in_the_order_of_the_names(detbench, stub: StubServer, tmp_path: Path):
     stub.entries["invalid"]["loaded"] = ["single"]
-    steps = ("--implementations", "folded", "baseline", "--repeats", "7")
+    steps = ("--implementations", "folded", "baseline", "--repeats", "1", "--batches", "7")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     calls = [call for call in stub.calls if not call.startswith("/infer")]
     in_turn = [
@@ -147,7 +147,7 @@ def test_a_server_of_somebody_is_measured_after_a_first_load_and_the_report_says
     detbench, stub: StubServer, tmp_path: Path
 ):
     stub.first_loads = {"compiled"}
-    steps = ("--implementations", "compiled", "--repeats", "5")
+    steps = ("--implementations", "compiled", "--repeats", "1", "--batches", "5")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     (step,) = measured(tmp_path / "outputs")["steps"]
     assert (step["implementation"]["load_s"], step["implementation"]["first_load_s"]) == (90.5, 90.5)
@@ -157,7 +157,9 @@ def test_a_server_of_somebody_is_measured_after_a_first_load_and_the_report_says
 def test_what_cannot_run_is_left_out_with_the_reason(detbench, stub: StubServer, tmp_path: Path):
     stub.entries["compiled"]["unavailable"] = "there is no compiler"
     stub.entries["fastest"]["unsupported"] = {"single": "no two members match"}
-    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", "--repeats", "5") == 0
+    assert (
+        detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", "--repeats", "1", "--batches", "5") == 0
+    )
     found = measured(tmp_path / "outputs")
     assert found["left_out"] == {"compiled": "there is no compiler", "fastest": "no two members match"}
     assert len(found["steps"]) == 6
@@ -170,7 +172,7 @@ def test_a_row_that_the_server_refuses_to_load_is_left_out_and_any_other_failure
     detbench, stub: StubServer, tmp_path: Path
 ):
     stub.refusals["/fastest/load"] = (409, "there are no photographs to calibrate with")
-    steps = ("--implementations", "baseline", "fastest", "--repeats", "5")
+    steps = ("--implementations", "baseline", "fastest", "--repeats", "1", "--batches", "5")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     found = measured(tmp_path / "outputs")
     assert "no photographs to calibrate with" in found["left_out"]["fastest"]
@@ -182,7 +184,7 @@ def test_a_row_that_the_server_refuses_to_load_is_left_out_and_any_other_failure
 def test_a_row_that_the_server_adds_appears_with_nothing_else_edited(detbench, stub: StubServer, tmp_path: Path):
     stub.entries["mine"] = entry("mine", technique="my technique", adds_to="folded")
     stub.latencies_ms["mine"] = 30.0
-    steps = ("--implementations", "baseline", "folded", "mine", "--repeats", "5")
+    steps = ("--implementations", "baseline", "folded", "mine", "--repeats", "1", "--batches", "5")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     report = (the_run(tmp_path / "outputs") / "ablation.md").read_text()
     assert "| 1 | + my technique | mine | 30.0 | 27.0–30.0 | 33.3 | 2.67× | folded | 1.33× | 29 % | 812 |" in report
@@ -192,7 +194,9 @@ def test_a_step_that_fails_is_a_problem_and_the_others_are_measured(detbench, st
     stub.refusals = {"/folded/load": (503, "out of memory"), "/time/grouped": (409, "cannot run that")}
     stub.boxes["channels-last"] = [12.0, 20.0, 110.0, 220.0]
     stub.boxes["fastest-bf16"] = [11.0, 20.0, 110.0, 220.0]
-    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", "--repeats", "5") == 1
+    assert (
+        detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", "--repeats", "1", "--batches", "5") == 1
+    )
     found = measured(tmp_path / "outputs")
     exact, folded, grouped = found["problems"]
     assert exact.startswith("channels-last claims to be exact and is not")
@@ -212,7 +216,7 @@ def test_where_kernels_cannot_be_counted_the_cell_is_not_applicable_and_a_line_s
     detbench, stub: StubServer, tmp_path: Path, capsys
 ):
     stub.refusals = {"/folded/kernels": (500, "it took more than 600 s")}
-    steps = ("--implementations", "baseline", "folded", "--repeats", "5")
+    steps = ("--implementations", "baseline", "folded", "--repeats", "1", "--batches", "5")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     found = measured(tmp_path / "outputs")
     assert [step["implementation"]["kernels_per_request"] for step in found["steps"]] == [1234, None]
@@ -224,7 +228,7 @@ def test_where_kernels_cannot_be_counted_the_cell_is_not_applicable_and_a_line_s
 
 def test_without_a_reference_the_speed_is_measured_all_the_same(detbench, stub: StubServer, tmp_path: Path):
     stub.refusals = {"/infer/baseline": (503, "not today")}
-    steps = ("--implementations", "baseline", "postprocess", "--repeats", "5")
+    steps = ("--implementations", "baseline", "postprocess", "--repeats", "1", "--batches", "5")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 1
     found = measured(tmp_path / "outputs")
     assert found["problems"][0].startswith("outputs cannot be compared")
@@ -234,12 +238,27 @@ def test_without_a_reference_the_speed_is_measured_all_the_same(detbench, stub: 
     assert "The fastest row that claims to be exact (it was not compared) is postprocess: 40.0 ms for 1 image" in page
 
 
+def test_rounds_go_there_and_back_and_are_pooled(detbench, stub: StubServer, tmp_path: Path):
+    steps = ("--implementations", "baseline", "folded", "--repeats", "3", "--batches", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    timed = [call.split("/")[-1] for call in stub.calls if call.startswith("/time") and call.endswith("1 x 5")]
+    assert [each.split()[0] for each in timed] == ["baseline", "folded", "folded", "baseline", "baseline", "folded"]
+    assert sum(call.endswith("/kernels") for call in stub.calls) == 2
+    found = measured(tmp_path / "outputs")
+    assert (found["settings"]["repeats"], found["settings"]["batches"]) == (3, 5)
+    for step in found["steps"]:
+        (timing,) = step["timings"]
+        assert [len(each) for each in timing["rounds_ms"]] == [5, 5, 5]
+        assert timing["median_ms"] == pytest.approx(ROWS[step["implementation"]["name"]][2])
+        assert step["comparison"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("--ablation", "--implementations", "invalid"), "'invalid' is no row of the ablation; those are baseline"),
         (("--ablation", "--model-set", "other"), "no row can run: baseline: it cannot run other"),
-        (("--repeats", "5"), "add --ablation"),
+        (("--repeats", "1", "--batches", "5"), "add --ablation"),
         (("--batch-sizes", "4"), "add --ablation"),
         (("--reverse",), "add --ablation"),
     ],
@@ -254,7 +273,7 @@ def test_what_is_no_ablation_is_told_in_one_line(detbench, stub: StubServer, cap
 def test_a_terminated_ablation_keeps_what_was_measured_and_reports_it(stub: StubServer, data_dir: Path, tmp_path: Path):
     stub.infer_s = 0.5
     environment = os.environ | {"BENCHMARK_OUTPUTS_DIR": str(tmp_path), "BENCHMARK_DATA_DIR": str(data_dir)}
-    arguments = ("--ablation", "--host", stub.host, "--model-set", "single", "--repeats", "5")
+    arguments = ("--ablation", "--host", stub.host, "--model-set", "single", "--repeats", "1", "--batches", "5")
     ablation = subprocess.Popen([sys.executable, "-m", "detbench", "run", *arguments], env=environment)
     while not any("/time/postprocess" in call for call in stub.calls):
         time.sleep(0.05)
@@ -269,7 +288,7 @@ def test_a_terminated_ablation_keeps_what_was_measured_and_reports_it(stub: Stub
 
 
 def test_the_command_report_makes_an_ablations_reports_again(detbench, stub: StubServer, tmp_path: Path, capsys):
-    steps = ("--implementations", "baseline", "--repeats", "5", "--max-images", "1")
+    steps = ("--implementations", "baseline", "--repeats", "1", "--batches", "5", "--max-images", "1")
     assert detbench("run", "--ablation", "--host", stub.host, *steps) == 0
     page = the_run(tmp_path / "outputs") / "ablation.html"
     page.unlink()

@@ -181,7 +181,7 @@ def test_a_sweep_and_an_ablation_go_by_the_servers_kind_of_device(detbench, outp
         assert detbench("reference", "--host", stub.host) == 0
         stub.device = "cuda:0"
         stub.boxes = {name: [10.0, 20.0, 110.0, 221.0] for name in stub.entries}
-        assert detbench("run", "--ablation", "--host", stub.host, "--repeats", "5") == 0
+        assert detbench("run", "--ablation", "--host", stub.host, "--repeats", "1", "--batches", "5") == 0
     assert {path.name for path in (outputs_dir / "reference" / "single").iterdir()} == {"cpu", "cuda"}
 
 

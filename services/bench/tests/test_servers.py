@@ -11,7 +11,7 @@ from stub_server import entry
 from test_ablation import ROWS, ablation_entries
 
 LATENCIES_MS = {name: latency_ms for name, (_, _, latency_ms) in ROWS.items()}
-ABLATION = ("run", "--ablation", "--max-images", "1", "--repeats", "5")
+ABLATION = ("run", "--ablation", "--max-images", "1", "--repeats", "1", "--batches", "5")
 
 
 def the_run(folder: Path) -> Path:

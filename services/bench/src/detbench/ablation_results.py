@@ -27,8 +27,10 @@ class Timing(Record):
     """Latency of forward and post-processing of one batch, without HTTP, decode and queue."""
 
     batch_size: int
-    latencies_ms: list[float] = Field(description="of each timed batch, in their order")
-    median_ms: float
+    rounds_ms: list[list[float]] = Field(
+        description="latency of each timed batch, by round; each round is of another server process"
+    )
+    median_ms: float = Field(description="of all batches, as the quartiles are")
     lower_quartile_ms: float
     upper_quartile_ms: float
     images_per_s: float = Field(description="batch_size / median")
@@ -59,8 +61,9 @@ class AblationSettings(Record):
 
     model_set: str
     batch_sizes: list[int] = Field(description="ascending")
-    repeats: int | None = Field(description="timed batches of each cell; None: as many as about 10 s hold")
-    order: list[str] = Field(description="the rows in the order in which they were to be measured")
+    repeats: int = Field(description="rounds; every second one measures in the opposite order")
+    batches: int | None = Field(description="timed batches of each cell and round; None: as many as a few seconds hold")
+    order: list[str] = Field(description="the rows in the order in which the first round measures them")
     dataset: str
     images: int
     concurrency: int = Field(description="requests in flight while outputs are compared")

@@ -40,6 +40,7 @@ class Settings(Record):
     implementations: list[str]
     model_set: str
     users: list[int]
+    repeats: int = Field(default=1, description="rounds; every second one measures in the opposite order")
     duration_s: float
     warmup_requests: int
     dataset: str
@@ -125,6 +126,7 @@ class MeasurementWarning(Record):
 class Run(Record):
     """One measured load against one implementation at one number of users."""
 
+    round: int = Field(default=1, description="from 1 to the settings' `repeats`")
     implementation: str
     model_set: str
     users: int

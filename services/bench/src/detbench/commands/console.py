@@ -10,10 +10,12 @@ from detbench.ablation_results import Ablation
 from detbench.report.ablation import comparisons_of, terminal_tables
 from detbench.report.answer import answer
 from detbench.report.rows import ground_truth_notes, rows_of
-from detbench.report.table import implementations_table, output_error_table, terminal_table
+from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
+from detbench.report.versus import COLUMNS, advice, differences
 from detbench.results import Comparison, Sweep
 
 _WIDEST = 400
+_STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}
 
 
 def print_tables(*tables: Table) -> None:
@@ -40,6 +42,20 @@ def print_ablation(ablation: Ablation) -> None:
     if comparisons:
         print_tables(output_error_table(comparisons))
     print_notes(comparisons)
+
+
+def print_differences(a: Sweep, b: Sweep, other_machine: bool) -> None:
+    """Print which figures differ between two sweeps.
+
+    Raises:
+        DetbenchError: see `detbench.report.versus.differences`.
+    """
+    found = differences(a, b, other_machine)
+    title = f"B ({b.started:%Y-%m-%d %H:%M}) against A ({a.started:%Y-%m-%d %H:%M}), {a.settings.model_set}"
+    styles = [_STYLES.get(each.verdict, "") for each in found]
+    print_tables(table_of(title, COLUMNS, [each.cells() for each in found], styles))
+    if line := advice(found):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_notes(comparisons: Sequence[Comparison]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.commands.console import print_ablation, print_sweep
+from detbench.commands.console import print_ablation, print_differences, print_sweep
 from detbench.errors import DetbenchError
-from detbench.report import write_ablation_reports, write_reports
+from detbench.report import read_sweep, write_ablation_reports, write_reports
 
 NAME = "report"
 SUMMARY = "tables, CSV, Markdown and page of a run"
@@ -18,12 +18,19 @@ measurement: also of a run that was broken off.
 
   detbench report                                  # the newest run
   detbench report outputs/20261123-174500-mixed
+
+Of two runs it prints which figures differ by more than the noise of their rounds (detbench run --repeats 5):
+
+  detbench report outputs/20261123-174500-mixed outputs/20261124-091500-mixed
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("run_dir", type=Path, nargs="?", help="folder of a run; default: the newest")
+    parser.add_argument(
+        "run_dirs", type=Path, nargs="*", metavar="RUN", help="folder of a run, or two to compare; default: the newest"
+    )
+    parser.add_argument("--other-machine", action="store_true", help="compare runs of two machines, too")
     parser.add_argument(
         "--outputs-dir",
         type=Path,
@@ -35,7 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Write the reports and print the table; returns the exit status."""
     console = Console()
-    run_dir = options.run_dir or newest_run(options.outputs_dir)
+    if len(options.run_dirs) > 2:
+        raise DetbenchError(f"{len(options.run_dirs)} runs: one is reported, two are compared")
+    if len(options.run_dirs) == 2:
+        print_differences(*(read_sweep(path) for path in options.run_dirs), other_machine=options.other_machine)
+        return 0
+    run_dir = options.run_dirs[0] if options.run_dirs else newest_run(options.outputs_dir)
     if (run_dir / "ablation.json").exists():
         print_ablation(write_ablation_reports(run_dir))
         page = run_dir / "ablation.html"

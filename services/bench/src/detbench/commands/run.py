@@ -77,6 +77,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warmup", type=positive_int, default=5, metavar="N", help="requests before the first run (default: 5)"
     )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        metavar="N",
+        help="rounds, in the order A B, B A, …, each in servers of its own: ratios of a sweep get an interval, which "
+        "needs two rounds and is narrow with five (default: 1, of an ablation 2)",
+    )
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
     add_concurrency_option(parser)
     add_dataset_options(parser)
@@ -94,15 +101,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-sizes", nargs="+", type=positive_int, metavar="N", help="images of the batches timed (default: 1)"
     )
     ablation.add_argument(
-        "--repeats", type=positive_int, metavar="N", help="batches timed; default: as 10 s hold, from 5 to 200"
+        "--batches",
+        type=positive_int,
+        metavar="N",
+        help="batches timed in each round; default: as 10 s hold in all rounds, from 5 to 200",
     )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
-    if not options.ablation and (options.batch_sizes or options.repeats or options.reverse):
-        raise DetbenchError("--batch-sizes, --repeats and --reverse are of the ablation; add --ablation")
+    if not options.ablation and (options.batch_sizes or options.batches or options.reverse):
+        raise DetbenchError("--batch-sizes, --batches and --reverse are of the ablation; add --ablation")
     console = Console()
     subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
     names = tuple(options.implementations) if options.implementations else None
@@ -114,6 +124,7 @@ def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...]
         implementations=names,
         subject=subject,
         users=tuple(dict.fromkeys(options.users)),
+        repeats=options.repeats or 1,
         duration_s=options.duration,
         warmup_requests=options.warmup,
         dataset_name=options.dataset,
@@ -138,7 +149,8 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
         subject=subject,
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
-        repeats=options.repeats,
+        repeats=options.repeats or 2,
+        batches=options.batches,
         reverse=options.reverse,
     )
     run_dir = new_run_dir(options.outputs_dir, f"{options.model_set}-ablation")

@@ -22,6 +22,8 @@ from detbench.measure.progress import SweepProgress
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of
 from detbench.quality.reference import Reference
+from detbench.results import Memory
+from detbench.statistics.ratios import interleaved
 
 CELL_S = 10.0
 _FEWEST = 5
@@ -33,14 +35,16 @@ class AblationPlan:
     """What an ablation is to do.
 
     `implementations` are the rows to measure, in this order; None is all. `reverse` turns the order round. `repeats`
-    None is as many as 10 s hold.
+    are rounds, each in server processes of its own. `batches` are timed of each cell in each round; None is as many as
+    `CELL_S` hold in all rounds together.
     """
 
     subject: Subject
     implementations: tuple[str, ...] | None
     reverse: bool
     batch_sizes: tuple[int, ...]
-    repeats: int | None
+    repeats: int
+    batches: int | None
 
 
 class AblationRunner:
@@ -85,10 +89,17 @@ class AblationRunner:
 
     def run(self) -> Ablation:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
-        self._progress.expect(len(self._rows) * len(self._plan.batch_sizes), CELL_S)
-        for status in self._rows:
-            with self._session.trouble(f"{status.name} was not measured"), self._left_out_where_refused(status.name):
-                self._measure(status)
+        plan = self._plan
+        self._progress.expect(len(self._rows) * len(plan.batch_sizes) * plan.repeats, CELL_S / plan.repeats)
+        for number, order in enumerate(interleaved(self._rows, plan.repeats), start=1):
+            for status in order:
+                if status.name in self._ablation.left_out:
+                    continue
+                with (
+                    self._session.trouble(f"{status.name} was not measured"),
+                    self._left_out_where_refused(status.name),
+                ):
+                    self._measure(status, number)
         self._update(ended=_now())
         return self._ablation
 
@@ -103,52 +114,52 @@ class AblationRunner:
             self._progress.say(f"{name} is left out: {error}")
             self._update(left_out=self._ablation.left_out | {name: str(error)})
 
-    def _measure(self, status: ImplementationStatus) -> None:
+    def _measure(self, status: ImplementationStatus, number: int) -> None:
+        plan = self._plan
         with self._session.alone(status) as (server, info):
-            step = Step(label=label_of(status), implementation=info)
+            step = next((each for each in self._ablation.steps if each.implementation.name == status.name), None)
+            first = step is None
+            step = step or Step(label=label_of(status), implementation=info)
             self._keep(step)
-            for batch_size in self._plan.batch_sizes:
-                what = f"{status.name}, batches of {batch_size}"
+            for batch_size in plan.batch_sizes:
+                what = f"{status.name}, batches of {batch_size}{f', round {number}' if plan.repeats > 1 else ''}"
                 self._progress.doing(what)
                 with self._session.trouble(what, server):
-                    timing = self._time(server, status.name, batch_size)
-                    step = step.model_copy(update={"timings": [*step.timings, timing]})
+                    rounds_ms, memory = self._time(server, status.name, batch_size)
+                    timing = _with_round(step.timing(batch_size), batch_size, rounds_ms, memory)
+                    others = [each for each in step.timings if each.batch_size != batch_size]
+                    timings = sorted([*others, timing], key=lambda each: each.batch_size)
+                    step = step.model_copy(update={"timings": timings})
                     self._keep(step)
-                    self._progress.say(f"{what}: {timing.median_ms:.1f} ms, {timing.images_per_s:.3g} images/s")
+                    self._progress.say(f"{what}: {np.median(rounds_ms):.1f} ms")
                 if not server.alive():
                     return
-                self._progress.run_done(CELL_S)
+                self._progress.run_done(CELL_S / plan.repeats)
+            if not first:
+                return
             if self._reference is not None:
                 comparison = self._session.compare(server.client, status, self._reference)
                 step = step.model_copy(update={"comparison": comparison})
                 self._keep(step)
             self._keep(step.model_copy(update={"implementation": self._session.with_kernels(server, info)}))
 
-    def _time(self, server: Server, name: str, batch_size: int) -> Timing:
-        subject = self._plan.subject
+    def _time(self, server: Server, name: str, batch_size: int) -> tuple[list[float], Memory]:
+        """Latencies of one round, ms, and the memory that it took."""
+        subject, plan = self._plan.subject, self._plan
         photo = subject.dataset.photos[0]
         image = photo.read()
 
-        def timed(repeats: int) -> list[float]:
+        def timed(batches: int) -> list[float]:
             return server.client.time(
-                name, subject.model_set, image, photo.content_type, batch_size=batch_size, repeats=repeats
+                name, subject.model_set, image, photo.content_type, batch_size=batch_size, repeats=batches
             )
 
         timed(1)  # the peak is of batches alone: what the first of a new size builds or captures is not in it
         server.client.reset_peaks()
-        latencies_ms = timed(self._plan.repeats or _FEWEST)
-        if self._plan.repeats is None and (more := repeats_within(CELL_S, latencies_ms) - _FEWEST) > 0:
+        latencies_ms = timed(plan.batches or _FEWEST)
+        if plan.batches is None and (more := batches_within(CELL_S / plan.repeats, latencies_ms) - _FEWEST) > 0:
             latencies_ms += timed(more)
-        lower, median, upper = np.percentile(latencies_ms, (25, 50, 75)).tolist()
-        return Timing(
-            batch_size=batch_size,
-            latencies_ms=latencies_ms,
-            median_ms=median,
-            lower_quartile_ms=lower,
-            upper_quartile_ms=upper,
-            images_per_s=1e3 * batch_size / median,
-            memory=server.memory(),
-        )
+        return latencies_ms, server.memory()
 
     def _keep(self, step: Step) -> None:
         """Put `step` in its row, in place of what that had; rows are in the server's order."""
@@ -198,7 +209,23 @@ def label_of(status: ImplementationStatus) -> str:
     return status.technique if status.adds_to is None else f"+ {status.technique}"
 
 
-def repeats_within(seconds: float, latencies_ms: Sequence[float]) -> int:
+def _with_round(known: Timing | None, batch_size: int, latencies_ms: list[float], memory: Memory) -> Timing:
+    """A timing with one round more; its memory is that of the round with the higher peak."""
+    rounds_ms = [*(known.rounds_ms if known else []), latencies_ms]
+    memories = [memory, *([known.memory] if known else [])]
+    lower, median, upper = np.percentile(np.concatenate(rounds_ms), (25, 50, 75)).tolist()
+    return Timing(
+        batch_size=batch_size,
+        rounds_ms=rounds_ms,
+        median_ms=median,
+        lower_quartile_ms=lower,
+        upper_quartile_ms=upper,
+        images_per_s=1e3 * batch_size / median,
+        memory=max(memories, key=lambda each: each.peak_mb or 0.0),
+    )
+
+
+def batches_within(seconds: float, latencies_ms: Sequence[float]) -> int:
     """How many batches like those measured fit into `seconds`: 5 at least, 200 at most."""
     return int(np.clip(1e3 * seconds / max(float(np.median(latencies_ms)), 1e-3), _FEWEST, _MOST))
 
@@ -218,6 +245,7 @@ def _new_ablation(
             model_set=subject.model_set,
             batch_sizes=list(plan.batch_sizes),
             repeats=plan.repeats,
+            batches=plan.batches,
             order=[status.name for status in rows],
             dataset=subject.dataset.name,
             images=len(subject.dataset.photos),

@@ -18,6 +18,7 @@ from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.results import ImplementationInfo, Load, Run, Settings, Sweep
+from detbench.statistics.ratios import interleaved
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Plan:
     implementations: tuple[str, ...] | None
     subject: Subject
     users: tuple[int, ...]
+    repeats: int
     duration_s: float
     warmup_requests: int
     dataset_name: str
@@ -76,40 +78,55 @@ class SweepRunner:
 
     def run(self) -> Sweep:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
-        self._progress.expect(len(self._implementations) * len(self._plan.users), self._plan.duration_s)
+        loads = len(self._implementations) * len(self._plan.users) * self._plan.repeats
+        self._progress.expect(loads, self._plan.duration_s)
         save_photo(self._plan.subject.dataset.photos[0].path, self._run_dir / "photo.jpg")
-        for status in self._implementations:
-            with self._session.trouble(f"{status.name} was not measured"):
-                self._measure(status)
+        for number, order in enumerate(interleaved(self._implementations, self._plan.repeats), start=1):
+            for status in order:
+                with self._session.trouble(f"{status.name} was not measured{self._in_round(number)}"):
+                    self._measure(status, number)
         self._note_not_run()
         self._update(ended=_now())
         return self._sweep
 
-    def _measure(self, status: ImplementationStatus) -> None:
+    def _in_round(self, number: int) -> str:
+        return f" in round {number}" if self._plan.repeats > 1 else ""
+
+    def _measure(self, status: ImplementationStatus, number: int) -> None:
         plan, subject = self._plan, self._plan.subject
         with self._session.alone(status) as (server, info):
-            self._keep(info)
+            first = next(each for each in self._sweep.implementations if each.name == status.name).load_s is None
+            if first:
+                self._keep(info)
             counted = self._session.counted(f"{status.name}: warm-up", plan.warmup_requests)
             for index in range(plan.warmup_requests):
                 photo = subject.dataset.photos[index % len(subject.dataset.photos)]
                 ask(server.client, status.name, subject.model_set, photo)
                 counted()
             for users in plan.users:
-                if self._add_run(server, status.name, users).status == "failed" and not server.alive():
+                if self._add_run(server, status.name, users, number).status == "failed" and not server.alive():
                     return
-            if self._reference is not None:
+            if self._sweep.comparison(status.name) is None and self._reference is not None:
                 comparison = self._session.compare(server.client, status, self._reference)
                 self._update(comparisons=[*self._sweep.comparisons, comparison])
-            self._keep(self._session.with_kernels(server, info))
+            if first:
+                self._keep(self._session.with_kernels(server, info))
 
     def _keep(self, info: ImplementationInfo) -> None:
         self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
 
-    def _add_run(self, server: Server, implementation: str, users: int) -> Run:
+    def _add_run(self, server: Server, implementation: str, users: int, number: int) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
-        what = f"{implementation}, {users} user{'s' if users > 1 else ''}"
+        what = f"{implementation}, {users} user{'s' if users > 1 else ''}{self._in_round(number)}"
         self._progress.doing(what)
-        run = Run(implementation=implementation, model_set=model_set, users=users, status="failed", started=_now())
+        run = Run(
+            round=number,
+            implementation=implementation,
+            model_set=model_set,
+            users=users,
+            status="failed",
+            started=_now(),
+        )
         request = LoadRequest(
             server.client.host,
             implementation,
@@ -149,18 +166,20 @@ class SweepRunner:
         self._update(problems=[*self._sweep.problems, problem])
 
     def _note_not_run(self) -> None:
-        made = {(run.implementation, run.users) for run in self._sweep.runs}
+        made = {(run.round, run.implementation, run.users) for run in self._sweep.runs}
         missing = [
             Run(
+                round=number,
                 implementation=status.name,
                 model_set=self._plan.subject.model_set,
                 users=users,
                 status="not_run",
                 reason="an earlier failure, see the problems",
             )
+            for number in range(1, self._plan.repeats + 1)
             for status in self._implementations
             for users in self._plan.users
-            if (status.name, users) not in made
+            if (number, status.name, users) not in made
         ]
         self._update(runs=[*self._sweep.runs, *missing])
 
@@ -182,6 +201,7 @@ def _new_sweep(
             implementations=[status.name for status in implementations],
             model_set=plan.subject.model_set,
             users=list(plan.users),
+            repeats=plan.repeats,
             duration_s=plan.duration_s,
             warmup_requests=plan.warmup_requests,
             dataset=plan.dataset_name,

@@ -167,7 +167,7 @@ def _record(ablation: Ablation, step: Step, timing: Timing | None) -> dict[str, 
         "implementation": info.name,
         "model_set": ablation.settings.model_set,
         "batch_size": timing.batch_size if timing else None,
-        "repeats": len(timing.latencies_ms) if timing else None,
+        "batches": sum(map(len, timing.rounds_ms)) if timing else None,
         **{
             name: getattr(timing, name, None)
             for name in ("median_ms", "lower_quartile_ms", "upper_quartile_ms", "images_per_s")
