@@ -45,7 +45,8 @@ def execute(options: argparse.Namespace) -> int:
     if len(options.run_dirs) > 2:
         raise DetbenchError(f"{len(options.run_dirs)} runs: one is reported, two are compared")
     if len(options.run_dirs) == 2:
-        print_differences(*(read_sweep(path) for path in options.run_dirs), other_machine=options.other_machine)
+        a, b = map(read_sweep, options.run_dirs)
+        print_differences(a, b, options.other_machine)
         return 0
     run_dir = options.run_dirs[0] if options.run_dirs else newest_run(options.outputs_dir)
     if (run_dir / "ablation.json").exists():
