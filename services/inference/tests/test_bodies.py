@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from running_server import RunningServer
+from running_server import PROCESS, RunningServer
 
 BOUNDARY = "----boundary"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -260,7 +260,7 @@ def broken_server(start_server, tmp_path: Path, monkeypatch) -> RunningServer:
     points = "[detserver.implementations]\nbroken = plugin:Broken\nunready = plugin:Unready\n"
     (metadata / "entry_points.txt").write_text(points)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    return start_server(preload="")
+    return start_server(program=PROCESS, preload="")
 
 
 def test_every_500_is_json_counted_and_in_the_log_once(broken_server, photo: bytes):
