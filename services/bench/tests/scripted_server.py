@@ -38,6 +38,9 @@ Script = Callable[[int, float], tuple[float, str]]
 class ScriptedServer(StubServer):
     """Serves one implementation, `scripted`, which answers as `script` says; a context manager.
 
+    `took_s` is what each request really took, by its number, without waiting for its turn. `lag_s` is the longest time
+    by which the server itself was late meanwhile, because its process had to wait for a core.
+
     Args:
         workers: requests that are served at a time, the others waiting for their turn; None: all.
     """
@@ -48,6 +51,8 @@ class ScriptedServer(StubServer):
         self._workers = workers
         self._number = 0
         self._first_s: float | None = None
+        self.took_s: dict[int, float] = {}
+        self.lag_s = 0.0
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -55,6 +60,7 @@ class ScriptedServer(StubServer):
         self._listening = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=512))
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._watch_itself(), self._loop)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,11 +76,6 @@ class ScriptedServer(StubServer):
     @property
     def host(self) -> str:
         return f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
-
-    @property
-    def answered(self) -> int:
-        """Requests to /infer so far."""
-        return self._number
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
@@ -100,9 +101,18 @@ class ScriptedServer(StubServer):
         self._first_s = now_s if self._first_s is None else self._first_s
         number, self._number = self._number, self._number + 1
         async with self._turns:
-            service_s, kind = self._script(number, self._loop.time() - self._first_s)
+            began_s = self._loop.time()
+            service_s, kind = self._script(number, began_s - self._first_s)
             await asyncio.sleep(service_s)
+            self.took_s[number] = self._loop.time() - began_s
         return kind
+
+    async def _watch_itself(self) -> None:
+        while True:
+            before_s = self._loop.time()
+            await asyncio.sleep(0.005)
+            if self._number:
+                self.lag_s = max(self.lag_s, self._loop.time() - before_s - 0.005)
 
 
 def implied(arrivals_s: list[float], script: Script, workers: int | None = None) -> list[float]:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import gevent
 from gevent.event import AsyncResult
-from locust import task
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.exception import StopUser
 
 from detbench.load.locustfile import DetectorUser
 from detbench.load.recorder import Recorder, Request
 from detbench.load.schedules import Slot, photo_of
+from detbench.load.workload import Workload
 
 # gevent's timers are late by up to a millisecond, because epoll's timeouts are whole ones.
 _TIMER_LATE_S = 1e-3
@@ -40,7 +40,7 @@ class Dispatcher:
 
     def __init__(self, drop: Callable[[], None]) -> None:
         self._drop = drop
-        self._idle: list[AsyncResult] = []
+        self._idle: list[AsyncResult[Task]] = []
         self._ended = False
 
     @property
@@ -56,9 +56,10 @@ class Dispatcher:
         """
         if self._ended:
             raise StopUser
-        waiting = AsyncResult()
+        waiting: AsyncResult[Task] = AsyncResult()
         self._idle.append(waiting)
-        task: Task = waiting.get()
+        task = waiting.get()
+        assert task is not None
         return task
 
     def run(self, slots: Iterable[Slot], start_s: float, closes_s: float) -> None:
@@ -114,11 +115,7 @@ class Sender(ClosedLoopUser):
         with contextlib.suppress(*FAILURE_EXCEPTIONS):  # told by the requests
             _ = self.client.client.urlopen(f"{self.host}/health").content
 
-    @task
-    def infer(self) -> None:
-        """Send one slot."""
+    def send_next(self, workload: Workload) -> None:
+        """Send one slot, at its time."""
         number, scheduled_s = self._dispatcher.next_task()
-        if self.workload is None:
-            raise StopUser
-        photo = self.workload.images[photo_of(number, len(self.workload.images), self._seed)]
-        self.send(photo, self.workload, scheduled_s)
+        self.send(workload.images[photo_of(number, len(workload.images), self._seed)], workload, scheduled_s)

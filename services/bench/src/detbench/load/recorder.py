@@ -166,9 +166,10 @@ class Recorder:
         answer = request.answer
         if ended.error is not None or answer is None:
             self._errors[ended.error or "no answer"] += 1
-        elif not self._latency.record_value(_microseconds(latency_s)):
+        elif latency_s > LONGEST_S:  # which the histograms do not hold
             self._errors[f"answered after more than {LONGEST_S} s"] += 1
         else:
+            self._latency.record_value(_microseconds(latency_s))
             self._service.record_value(_microseconds(ended.answered_s - request.sent_s))
             self._answered += 1
             self._batch_sizes += answer.batch_size

@@ -80,8 +80,8 @@ def merged(tallies: Sequence[Tally]) -> Tally:
 def _summed(parts: Iterable[dict[str, Number]]) -> dict[str, Number]:
     total: Counter[str] = Counter()
     for part in parts:
-        total.update(part)  # type: ignore[arg-type] # a Counter's values may be floats
-    return dict(total)  # type: ignore[arg-type]
+        total.update(part)
+    return dict(total)
 
 
 def _added(encoded: Iterable[str]) -> str:
