@@ -5,20 +5,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from detbench.api.schemas import ModelWeights
+from detbench.load.tally import new_histogram
 from detbench.report import write_reports
 from detbench.results import (
+    ClosedLoop,
     Comparison,
     Environment,
     ErrorFigures,
     Gate,
     ImplementationInfo,
-    Latency,
     Load,
     MeasurementWarning,
     Memory,
+    Percentile,
     Run,
+    Series,
     Settings,
     Sweep,
+    Times,
 )
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -26,19 +30,37 @@ MODELS = ("tf_efficientdet_d0", "tf_efficientdet_d1")
 EVIL = "<script>alert(1)</script>"
 
 
+def times(p50_ms: float, answered: int) -> Times:
+    """As of so many requests that p99 is certified, and p99.9 is not; the histogram has those that were answered."""
+    histogram = new_histogram()
+    histogram.record_value(round(1e3 * p50_ms), answered)
+    p50, p90, p99, p99_9 = (
+        Percentile(value_ms=factor * p50_ms, low_ms=0, high_ms=9e9, certified=factor < 1.6, needed=needed)
+        for factor, needed in ((1, 11), (1.2, 64), (1.5, 662), (1.8, 6636))
+    )
+    return Times(
+        mean_ms=p50_ms, p50=p50, p90=p90, p99=p99, p99_9=p99_9, max_ms=2 * p50_ms, histogram=histogram.encode().decode()
+    )
+
+
 def load(rps: float, p50_ms: float) -> Load:
     return Load(
         window_s=20,
-        requests=round(20 * rps),
-        failures=0,
+        issued=round(20 * rps),
+        answered=round(20 * rps),
+        failed=0,
+        dropped=0,
+        offered_rps=None,
         rps=rps,
-        latency=Latency(mean_ms=p50_ms, p50_ms=p50_ms, p90_ms=1.2 * p50_ms, p99_ms=1.5 * p50_ms, max_ms=2 * p50_ms),
+        latency=times(p50_ms, round(20 * rps)),
+        service=times(p50_ms, round(20 * rps)),
+        lateness=None,
         stages_ms={"receive": 1, "wait": 0.1, "decode": 4, "preprocess": 9, "queue": 1}
         | {"forward": 0.7 * p50_ms, "postprocess": 0.2 * p50_ms, "serialise": 1},
         batch_size_mean=1,
         errors={},
-        histogram="",
-        generator_cpu_percent=7,
+        series=Series(answered=[], issued=[], latency_mean_ms=[]),
+        generator_cpu_percent=[7],
     )
 
 
@@ -52,7 +74,7 @@ def run(implementation: str, users: int, rps: float, used: Memory | None = None)
     return Run(
         implementation=implementation,
         model_set="mixed",
-        users=users,
+        offered=ClosedLoop(users=users),
         status="ok",
         started=START,
         ended=START + timedelta(seconds=25),
@@ -100,7 +122,8 @@ def sweep(**changes: object) -> Sweep:
         settings=Settings(
             implementations=list(names),
             model_set="mixed",
-            users=[1, 4],
+            offered=[ClosedLoop(users=1), ClosedLoop(users=4)],
+            processes=1,
             duration_s=20,
             warmup_requests=5,
             dataset="sample",
@@ -143,11 +166,17 @@ def sweep(**changes: object) -> Sweep:
             Run(
                 implementation="graphs",
                 model_set="mixed",
-                users=1,
+                offered=ClosedLoop(users=1),
                 status="failed",
                 reason=f"the server ended\n{EVIL}",
             ),
-            Run(implementation="graphs", model_set="mixed", users=4, status="not_run", reason="an earlier failure"),
+            Run(
+                implementation="graphs",
+                model_set="mixed",
+                offered=ClosedLoop(users=4),
+                status="not_run",
+                reason="an earlier failure",
+            ),
         ],
         comparisons=[comparison("baseline", 0.0), comparison("invalid", 9e4), comparison("fastest", 2e-7)],
         problems=[f"graphs, 1 user: the server ended\n{EVIL}"],

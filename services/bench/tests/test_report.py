@@ -10,18 +10,19 @@ from rich.console import Console
 
 from detbench.errors import DetbenchError
 from detbench.report import read_sweep, write_reports
-from detbench.report.rows import COLUMNS, IMPLEMENTATION_COLUMNS, rows_of
+from detbench.report.rows import IMPLEMENTATION_COLUMNS, columns_of, rows_of
 from detbench.report.table import implementations_table, markdown_table, terminal_table
 from detbench.results import ImplementationInfo
 
 
 def test_table_markdown_csv_and_page_have_the_same_rows(tmp_path: Path):
     made = sweep()
-    cells = [row.cells() for row in rows_of(made)]
+    columns = columns_of(made)
+    cells = [row.cells(columns) for row in rows_of(made)]
     assert cells[0] == (
-        *("baseline", "1", "ok", "0.7", "1.00×", "1,429", "1,714", "2,143", "1,234", "0", "0", "1.0000", "passed"),
+        *("baseline", "1 user", "ok", "0.7", "1.00×", "1,429", "1,714", "2,143", "1,234", "0", "0", "1.0000", "passed"),
     )
-    assert cells[4][:5] == ("fastest", "1", "ok", "2.1", "3.00×")
+    assert cells[4][:5] == ("fastest", "1 user", "ok", "2.1", "3.00×")
     assert cells[5][2:4] == ("failed", "–")
     page = Page(reported(tmp_path, made))
     console = Console(width=200, file=io.StringIO(), record=True)
@@ -33,13 +34,13 @@ def test_table_markdown_csv_and_page_have_the_same_rows(tmp_path: Path):
     assert (tmp_path / "results.md").read_text() == markdown
     for line, row in zip(cells, rows, strict=True):
         assert f"| {' | '.join(line)} |" in markdown
-        assert (row["implementation"], row["users"], row["gate"]) == (line[0], line[1], line[-1])
+        assert (row["implementation"], row["load"], row["gate"]) == (line[0], line[1], line[-1])
         for cell in line:
             assert cell in terminal
             assert cell in page.text
     assert float(rows[4]["rps"]) == 2.1
     assert float(rows[4]["speedup_vs_baseline"]) == pytest.approx(3.0)
-    assert all(column.heading in page.text for column in COLUMNS)
+    assert all(column.heading in page.text for column in columns)
 
 
 def test_what_loading_took_is_a_table_of_its_own_everywhere(tmp_path: Path):
@@ -150,8 +151,8 @@ def test_the_memory_peak_is_the_processs_wherever_it_runs(tmp_path: Path):
     silent = memory(reserved_mb=480, reserved_peak_mb=500, empty_mb=0, allocated_peak_mb=300)
     runs = [run("cpu", 1, 30), run("gpu", 1, 30, gpu), run("silent-nvml", 1, 30, silent)]
     page = Page(reported(tmp_path, sweep(runs=runs)))
-    place = [column.heading for column in COLUMNS].index("memory peak (MB)")
-    assert [row.cells()[place] for row in rows_of(read_sweep(tmp_path))] == ["1,234", "812", "500"]
+    place = [column.heading for column in columns_of(sweep())].index("memory peak (MB)")
+    assert [row.cells(columns_of(sweep()))[place] for row in rows_of(read_sweep(tmp_path))] == ["1,234", "812", "500"]
     assert "memory peak (MB); grey: what the empty server takes" in page.text
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -81,14 +81,14 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
         assert detbench(*sweep, "--compare-outputs", "--max-images", "2") == 0
     run_dir = only_run(tmp_path / "outputs")
     found = results(run_dir)
-    assert [(run["implementation"], run["users"], run["status"]) for run in found["runs"]] == [
+    assert [(run["implementation"], run["offered"]["users"], run["status"]) for run in found["runs"]] == [
         (name, users, "ok") for name in ("baseline", "invalid") for users in (1, 2)
     ]
     for run in found["runs"]:
         load = run["load"]
-        assert load["failures"] == 0
+        assert load["failed"] == load["dropped"] == 0
         # Closed loop: users = rate x latency (Little's law), up to what the ends of a short window cut off.
-        assert load["rps"] * load["latency"]["mean_ms"] / 1e3 == pytest.approx(run["users"], rel=0.35)
+        assert load["rps"] * load["latency"]["mean_ms"] / 1e3 == pytest.approx(run["offered"]["users"], rel=0.35)
         before, device = {"receive", "wait", "decode", "preprocess", "queue"}, {"forward", "postprocess"}
         assert set(load["stages_ms"]) == before | device | {"serialise"}
     for run in found["runs"]:
@@ -143,7 +143,7 @@ def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings,
     printed, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 1
     found = results(only_run(tmp_path))
-    states = [(run["implementation"], run["users"], run["status"]) for run in found["runs"]]
+    states = [(run["implementation"], run["offered"]["users"], run["status"]) for run in found["runs"]]
     assert states[:2] == [("invalid", 1, "ok"), ("invalid", 2, "failed")]
     # The next implementation has a server of its own.
     assert states[2:] == [("baseline", 1, "ok"), ("baseline", 2, "ok")]
@@ -228,7 +228,7 @@ def test_the_load_generator_works_where_trio_is_installed(data_dir: Path, tmp_pa
         [
             *(sys.executable, "-m", "detbench.load.driver", "--host", "http://127.0.0.1:9", "--implementation", "x"),
             *("--model-set", "single", "--dataset", "sample", "--data-dir", str(data_dir), "--max-images", "1"),
-            *("--users", "1", "--duration", "1"),
+            *("--offered", '{"loop": "closed", "users": 1}', "--duration", "1"),
         ],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -245,13 +245,13 @@ def test_a_photo_that_the_server_refuses_is_named_among_the_failures(data_dir: P
             [
                 *(sys.executable, "-m", "detbench.load.driver", "--host", stub.host, "--implementation", "x"),
                 *("--model-set", "single", "--dataset", "sample", "--data-dir", str(data_dir), "--max-images", "1"),
-                *("--users", "1", "--duration", "1"),
+                *("--offered", '{"loop": "closed", "users": 1}', "--duration", "1"),
             ],
             capture_output=True,
             text=True,
             timeout=120,
         )
-    (error,) = json.loads(ended.stdout.splitlines()[-1])["load"]["errors"]
+    (error,) = json.loads(ended.stdout.splitlines()[-1])["tally"]["errors"]
     assert error.startswith("astronaut.png: HTTP 400: ")
 
 

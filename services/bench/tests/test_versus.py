@@ -67,7 +67,7 @@ def test_two_machines_are_compared_where_somebody_says_so():
 
 
 def test_a_difference_is_printed_with_its_interval():
-    cells = Difference("fastest", 4, "RPS", (10.0, 10.1, 9.9), (5.0, 5.1, 4.9)).cells()
-    assert cells[:5] == ("fastest", "4", "RPS", "10", "4.999")
+    cells = Difference("fastest", "4 users", "RPS", (10.0, 10.1, 9.9), (5.0, 5.1, 4.9)).cells()
+    assert cells[:5] == ("fastest", "4 users", "RPS", "10", "4.999")
     assert cells[5].startswith("0.5× (0.4")
     assert cells[6] == "worse"

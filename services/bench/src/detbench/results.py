@@ -4,7 +4,7 @@ Times are seconds and sizes bytes, unless a name says otherwise: `_ms` and `_mb`
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,9 +15,12 @@ BASELINE = "baseline"
 
 
 class Record(BaseModel):
-    """A frozen record; unknown fields are an error, so that a typo cannot lose a measurement."""
+    """A frozen record; unknown fields are an error, so that a typo cannot lose a measurement.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    An infinite number is the string "Infinity" in JSON, which has no number for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Environment(Record):
@@ -34,12 +37,52 @@ class Environment(Record):
     clocks_mhz: dict[str, int] | None = Field(default=None, description="GPU clocks at the start; None without a GPU")
 
 
+class ClosedLoop(Record):
+    """Users that each send the next photo as soon as the last one is answered. `str()` is for a person to read."""
+
+    loop: Literal["closed"] = "closed"
+    users: int
+
+    def __str__(self) -> str:
+        return "1 user" if self.users == 1 else f"{self.users} users"
+
+
+class OpenLoop(Record):
+    """Requests that are sent at their times, whatever is answered. `str()` is the schedule in words.
+
+    The fields from `rate` to `seed` are those of `detbench.load.schedules.schedule_of`, which makes the schedule; slot
+    number n carries the photo that `photo_of(n, photos, seed)` says.
+    """
+
+    loop: Literal["open"] = "open"
+    schedule: str = Field(description="in words: its rate and its arrivals")
+    rate: float | None = Field(default=None, description="requests per second")
+    arrivals: str | None = Field(default=None, description="constant, poisson or gamma; None: poisson, or a trace's")
+    burstiness: float | None = None
+    steps: str | None = Field(default=None, description='such as "10s:5,10s:20"')
+    trace: str | None = Field(default=None, description="path of a file of arrival times")
+    seed: int = 0
+    max_in_flight: int = Field(description="requests without an answer at most; a slot beyond is dropped")
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rate stays the same."""
+        return self.steps is None and self.trace is None
+
+    def __str__(self) -> str:
+        return self.schedule
+
+
+Offered = Annotated[ClosedLoop | OpenLoop, Field(discriminator="loop")]
+
+
 class Settings(Record):
     """What the sweep was asked to do."""
 
     implementations: list[str]
     model_set: str
-    users: list[int]
+    offered: list[Offered] = Field(description="the loads, each a run of every implementation")
+    processes: int = Field(description="that send each load together")
     repeats: int = Field(default=1, description="rounds; every second one measures in the opposite order")
     duration_s: float
     warmup_requests: int
@@ -53,29 +96,75 @@ class Settings(Record):
     )
 
 
-class Latency(Record):
-    """Client-side latency of the successful requests of one run, in ms, from a histogram of 0.1 % resolution."""
+class Percentile(Record):
+    """One percentile with its 95 % interval, in ms; infinite where it falls on a failure."""
 
-    mean_ms: float
+    value_ms: float
+    low_ms: float
+    high_ms: float
+    certified: bool = Field(description="whether there are `needed` requests; if not, it is uncertain")
+    needed: int
+
+
+class Times(Record):
+    """Client-side times of the requests of one run, in ms. One that failed took infinitely long.
+
+    The percentiles are from the histogram, whose resolution is 0.1 %.
+    """
+
+    mean_ms: float | None = Field(description="of those that were answered; None where none was")
+    p50: Percentile
+    p90: Percentile
+    p99: Percentile
+    p99_9: Percentile
+    max_ms: float = Field(description="infinite where a request failed")
+    histogram: str = Field(description="HdrHistogram of the answered ones, in microseconds, base64 of its V2 encoding")
+
+    def percentiles(self) -> dict[str, Percentile]:
+        """By name: p50, p90, p99 and p99.9."""
+        return {"p50": self.p50, "p90": self.p90, "p99": self.p99, "p99.9": self.p99_9}
+
+
+class Lateness(Record):
+    """How long after their times the requests of an open loop were sent, in ms."""
+
     p50_ms: float
-    p90_ms: float
     p99_ms: float
     max_ms: float
 
 
-class Load(Record):
-    """What the load generator measured in the window between the end of the warm-up and the last response."""
+class Series(Record):
+    """The run by whole seconds since the window opened; the last second may be a part of one."""
 
-    window_s: float
-    requests: int = Field(description="responses within the window, successful or not")
-    failures: int
-    rps: float = Field(description="successful responses per second of the window")
-    latency: Latency | None = Field(description="None when no request succeeded")
+    answered: list[int] = Field(description="successful answers that came in each second")
+    issued: list[int] = Field(description="requests of each second that were answered, whenever that was")
+    latency_mean_ms: list[float | None] = Field(description="mean latency of those; None where there is none")
+
+
+class Load(Record):
+    """What the load generator measured. All but `rps` is of the requests that were issued in the window.
+
+    Issued means scheduled in an open loop, sent in a closed one. issued = answered + failed + dropped.
+    """
+
+    window_s: float = Field(description="what `rps` is counted in; a closed loop's ends with its last answer")
+    issued: int
+    answered: int = Field(description="successfully, however late")
+    failed: int = Field(description="for any reason, no answer among them")
+    dropped: int = Field(description="scheduled and not sent: no sender was idle")
+    offered_rps: float | None = Field(description="issued requests per second; None in a closed loop")
+    rps: float = Field(description="successful answers within the window per second")
+    latency: Times | None = Field(
+        description="open loop: from the scheduled time to the answer, dropped slots being failures; closed loop: from "
+        "sending to the answer; None where nothing was issued"
+    )
+    service: Times | None = Field(description="from sending to the answer, of what was sent")
+    lateness: Lateness | None = Field(description="None in a closed loop, and where nothing was sent")
     stages_ms: dict[str, float] = Field(description="mean of each server-side stage, from the responses' timings_ms")
     batch_size_mean: float | None
     errors: dict[str, int] = Field(description="reason to count")
-    histogram: str = Field(description="HdrHistogram of latency in microseconds, base64 of its V2 encoding")
-    generator_cpu_percent: float = Field(description="CPU of the load generator's process; 100 is one core")
+    series: Series
+    generator_cpu_percent: list[float] = Field(description="CPU of each process of the load generator; 100 is one core")
 
 
 class Memory(Record):
@@ -124,12 +213,12 @@ class MeasurementWarning(Record):
 
 
 class Run(Record):
-    """One measured load against one implementation at one number of users."""
+    """One measured load against one implementation."""
 
     round: int = Field(default=1, description="from 1 to the settings' `repeats`")
     implementation: str
     model_set: str
-    users: int
+    offered: Offered
     status: Literal["ok", "failed", "not_run"]
     reason: str | None = Field(default=None, description="why a run failed or was not made")
     warnings: list[MeasurementWarning] = Field(default_factory=list)
@@ -236,7 +325,7 @@ class ImplementationInfo(Record):
 class Sweep(Record):
     """Everything that one `detbench run` measured."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     started: datetime
     ended: datetime | None = Field(default=None, description="None while it runs, and for ever when it was killed")
     settings: Settings

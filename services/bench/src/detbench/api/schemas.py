@@ -3,16 +3,18 @@
 A test holds these models to the server's own description, `/openapi.json`.
 """
 
-import math
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Response(BaseModel):
-    """A response of the server. Unknown fields are ignored: a newer server may answer more."""
+    """A response of the server. Unknown fields are ignored: a newer server may answer more.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    No number is a NaN or an infinity, which pydantic checks faster than Python could.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class ModelDetections(Response):
@@ -32,8 +34,6 @@ class ModelDetections(Response):
     def _check(self) -> Self:
         if not len(self.boxes) == len(self.scores) == len(self.labels):
             raise ValueError(f"{self.model_name}: boxes, scores and labels differ in length")
-        if not all(math.isfinite(v) for v in (*self.scores, *(c for box in self.boxes for c in box))):
-            raise ValueError(f"{self.model_name}: a NaN or an infinity among boxes or scores")
         return self
 
 

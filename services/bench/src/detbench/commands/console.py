@@ -9,7 +9,7 @@ from rich.table import Table
 from detbench.ablation_results import Ablation
 from detbench.report.ablation import comparisons_of, terminal_tables
 from detbench.report.answer import answer
-from detbench.report.rows import ground_truth_notes, rows_of
+from detbench.report.rows import columns_of, ground_truth_notes, rows_of, uncertain_line
 from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
 from detbench.report.versus import COLUMNS, advice, differences
 from detbench.results import Comparison, Sweep
@@ -28,11 +28,15 @@ def print_tables(*tables: Table) -> None:
 
 def print_sweep(sweep: Sweep) -> None:
     """Print the tables of a sweep, and its answer."""
-    print_tables(terminal_table(sweep), implementations_table(sweep))
+    rows = rows_of(sweep)
+    print_tables(terminal_table(sweep))
+    if uncertain := uncertain_line(rows, columns_of(sweep)):
+        Console().print(f"{uncertain}\n", markup=False, highlight=False, soft_wrap=True)
+    print_tables(implementations_table(sweep))
     if sweep.comparisons:
         print_tables(output_error_table(sweep.comparisons))
     print_notes(sweep.comparisons)
-    Console().print(answer(rows_of(sweep)), markup=False, highlight=False, soft_wrap=True)
+    Console().print(answer(rows), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_ablation(ablation: Ablation) -> None:

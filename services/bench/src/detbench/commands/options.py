@@ -109,12 +109,12 @@ def opened_dataset(options: argparse.Namespace) -> Dataset:
     return fetch_or_open(options.dataset, options.data_dir, options.max_images)
 
 
-def own_server(log: Path, data_dir: Path, most_users: int = 1) -> ServerProcess:
+def own_server(log: Path, data_dir: Path, most_in_flight: int = 1) -> ServerProcess:
     """A server for this command alone, with nothing loaded, so that one implementation at a time can be.
 
-    Its queue takes a request of each of `most_users`, unless DETSERVER_QUEUE_SIZE says otherwise.
+    Its queue takes `most_in_flight` requests, unless DETSERVER_QUEUE_SIZE says otherwise.
     """
-    queue_size = os.environ.get("DETSERVER_QUEUE_SIZE", str(max(most_users, _QUEUE_SIZE)))
+    queue_size = os.environ.get("DETSERVER_QUEUE_SIZE", str(max(most_in_flight, _QUEUE_SIZE)))
     environment = {
         "DETSERVER_PRELOAD": "none",
         "DETSERVER_DATA_DIR": str(data_dir),

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from detbench.commands.console import print_ablation, print_sweep
+from detbench.commands.offered import DEFAULT_USERS, PROCESS_RPS, add_open_loop_options, is_open_loop, offered_load
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
@@ -34,11 +35,14 @@ NAME = "run"
 SUMMARY = "load implementations one after the other, and report"
 DESCRIPTION = """\
 The sweep: for each implementation, start a server, load it there, warm it up, and measure it with each number of users
-(a closed loop: every user sends the next image as soon as the last is answered). Each user's first answer is not
-counted. With --compare-outputs also ask each implementation for every image and compare with the reference, which is
-made when there is none of these weights and images.
+(a closed loop: every user sends the next image as soon as the last is answered; each user's first answer is not
+counted), or with --rate, --steps or --trace in an open loop: requests are sent at their times, whatever is answered,
+and latency counts from these times. With --compare-outputs also ask each implementation for every image and compare
+with the reference, which is made when there is none of these weights and images.
 
   detbench run --implementations baseline invalid --model-set mixed --users 1 4 8 --duration 30 --compare-outputs
+  detbench run --implementations fastest --rate 20 --arrivals poisson --duration 60
+  detbench run --implementations fastest --steps 30s:5,30s:10,30s:20 --arrivals constant
 
 With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
 HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. The server names the
@@ -69,10 +73,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_implementations_option(parser, "measure")
     add_server_options(parser)
     parser.add_argument(
-        "--users", nargs="+", type=positive_int, default=[1, 4, 8], metavar="N", help="users at once (default: 1 4 8)"
+        "--users",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        help="users at once, in a closed loop (default: 1 4 8)",
     )
     parser.add_argument(
-        "--duration", type=positive_float, default=30.0, metavar="S", help="seconds of each run (default: 30)"
+        "--duration",
+        type=positive_float,
+        metavar="S",
+        help="seconds of each run (default: 30, or what --steps or --trace takes, which a shorter one cuts off)",
     )
     parser.add_argument(
         "--warmup", type=positive_int, default=5, metavar="N", help="requests before the first run (default: 5)"
@@ -84,6 +95,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="rounds, in the order A B, B A, …, each in servers of its own: ratios of a sweep get an interval, which "
         "needs two rounds and is narrow with five (default: 1, of an ablation 2)",
     )
+    parser.add_argument(
+        "--processes",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="of the load generator, which send each load together, each with a core of its own at best "
+        f"({PROCESS_RPS}; default: %(default)s)",
+    )
+    add_open_loop_options(parser)
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
     add_concurrency_option(parser)
     add_dataset_options(parser)
@@ -111,6 +131,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
+    if options.ablation and is_open_loop(options):
+        raise DetbenchError("an ablation times batches without load; leave out --rate, --steps and --trace")
     if not options.ablation and (options.batch_sizes or options.batches or options.reverse):
         raise DetbenchError("--batch-sizes, --batches and --reverse are of the ablation; add --ablation")
     console = Console()
@@ -120,12 +142,14 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...] | None, console: Console) -> int:
+    offered, duration_s = offered_load(options)
     plan = Plan(
         implementations=names,
         subject=subject,
-        users=tuple(dict.fromkeys(options.users)),
+        offered=offered,
+        processes=options.processes,
         repeats=options.repeats or 1,
-        duration_s=options.duration,
+        duration_s=duration_s,
         warmup_requests=options.warmup,
         dataset_name=options.dataset,
         data_dir=options.data_dir,
@@ -169,7 +193,8 @@ def _servers(options: argparse.Namespace, run_dir: Path, progress: SweepProgress
     """The server of `--host`, or servers of our own."""
     if options.host:
         return ServerAt(options.host)
-    return OwnServers(partial(own_server, data_dir=options.data_dir, most_users=max(options.users)), run_dir, progress)
+    most = options.max_in_flight if is_open_loop(options) else max(options.users or DEFAULT_USERS)
+    return OwnServers(partial(own_server, data_dir=options.data_dir, most_in_flight=most), run_dir, progress)
 
 
 def _ended(problems: Sequence[str], report: Path, console: Console) -> int:

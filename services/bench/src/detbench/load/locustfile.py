@@ -23,6 +23,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,9 @@ from locust.exception import StopUser
 from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
 from detbench.api.client import REFUSED_IMAGE, ServerClient, base_url
-from detbench.api.schemas import Inference
 from detbench.errors import DetbenchError, ServerError
 from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
+from detbench.load.recorder import Request
 from detbench.load.workload import Image, Workload, check_answer, load_into_server, prepare_workload, read_images
 from detbench.variables import forget_empty_variables, of_variable, port, positive_int
 
@@ -68,44 +69,59 @@ class DetectorUser(FastHttpUser):
     network_timeout = 600.0
     connection_timeout = 10.0
 
-    _numbers = itertools.count()
+    numbers = itertools.count()
 
     def on_start(self) -> None:
         """Wait for what there is to send."""
         workload: Workload | DetbenchError = self.environment.workload.get()
-        self._workload = workload if isinstance(workload, Workload) else None
+        self.workload = workload if isinstance(workload, Workload) else None
         self._metrics: LoadMetrics = self.environment.load_metrics
-        self._number = next(self._numbers)
-        images = self._workload.images if self._workload else ()
-        self._images: Iterator[Image] = itertools.cycle(_rotate(images, self._number))
+        self.number = next(self.numbers)
+        images = self.workload.images if self.workload else ()
+        self._images: Iterator[Image] = itertools.cycle(_rotate(images, self.number))
 
     @task
     def infer(self) -> None:
-        """Send one photo; a success is a well-formed answer with detections of every model of the set."""
-        workload = self._workload
-        if workload is None:
+        """Send the next photo."""
+        if self.workload is None:
             raise StopUser  # not in `on_start`, where Locust logs it as an error
-        image = next(self._images)
+        self.send_next(self.workload)
+
+    def send_next(self, workload: Workload) -> None:
+        """Send the next photo at once. A subclass overrides this, not the task: Locust would run both."""
+        if not self.send(next(self._images), workload):
+            gevent.sleep(_PAUSE_AFTER_FAILURE_S)
+
+    def send(self, image: Image, workload: Workload, scheduled_s: float | None = None) -> bool:
+        """Send one photo; whether the answer is well-formed and has detections of every model of the set.
+
+        Args:
+            scheduled_s: when it was to be sent, on CLOCK_MONOTONIC; None: now.
+        """
         self._metrics.started()
-        # Locust hands its listeners a copy of the context; `outcome` is what reaches them.
-        outcome: dict[str, Inference] = {}
+        sent_s = time.monotonic()
+        # Locust hands its listeners a copy of the context; the request in it is what reaches them.
+        request = Request(self.number, sent_s, sent_s if scheduled_s is None else scheduled_s)
+        self.sending(request)
         with self.client.post(
             f"/infer/{workload.implementation}?model_set={workload.model_set}",
             data=image.data,  # type: ignore[arg-type] # bytes are right; Locust's annotation says str
             headers={"Content-Type": image.content_type},
             name=f"{workload.implementation} {workload.model_set}",
-            context={"user": self._number, "outcome": outcome},
+            context={"request": request},
             catch_response=True,
         ) as response:
             try:
                 if response.status_code != 200:
                     raise ValueError(_failure(image.name, response.status_code, response.content))
-                outcome["answer"] = check_answer(response.content, workload)
+                request.answer = check_answer(response.content or b"", workload)
                 response.success()
             except ValueError as error:
                 response.failure(str(error))
-        if not outcome:
-            gevent.sleep(_PAUSE_AFTER_FAILURE_S)
+        return request.answer is not None
+
+    def sending(self, request: Request) -> None:
+        """Called with each request when it is sent; for those who count them."""
 
 
 @events.init_command_line_parser.add_listener

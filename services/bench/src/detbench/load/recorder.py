@@ -1,44 +1,59 @@
-"""Counting the answers of one run, from the moment when the warm-up is over."""
+"""Counting the requests of one run: those that were issued in the window, however late they are answered."""
 
-import time
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from hdrh.histogram import HdrHistogram
-
 from detbench.api.schemas import Inference
-from detbench.results import Latency, Load
+from detbench.load.tally import LONGEST_S, Tally, new_histogram
 
-# 1 µs to one hour at three significant digits: percentiles are right to within 0.1 %.
-_HIGHEST_US = 3_600_000_000
-_DIGITS = 3
+
+@dataclass(eq=False)
+class Request:
+    """One request on its way.
+
+    Attributes:
+        user: number of the user who sends it.
+        sent_s: when, on CLOCK_MONOTONIC.
+        scheduled_s: when it was to be sent; in a closed loop, which has no schedule, `sent_s`.
+        answer: what came back, where it is good.
+    """
+
+    user: int
+    sent_s: float
+    scheduled_s: float
+    answer: Inference | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    request: Request
+    answered_s: float
+    error: str | None
 
 
 class Recorder:
-    """Listens to Locust's `request` event.
+    """Is told of every request when it is sent, and listens to Locust's `request` event for its end.
 
-    Each user's first answer is warm-up: it may have waited for connections, caches and a queue that was still filling.
-    The window opens when every user has had one. It is a closed loop, so from then on answers come at the server's
-    rate, and the window ends with an answer: n answers in the time between n + 1 of them is the rate without bias.
-
-    Args:
-        users: how many users there are.
-        clock: seconds; `time.perf_counter`, or a test's.
+    What ends before the window is open is kept until then, for a request may have been issued in it. There is no clock
+    in here: all times come with the requests, in seconds of CLOCK_MONOTONIC, which all processes of a machine share.
     """
 
-    def __init__(self, users: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._users = users
-        self._clock = clock
+    def __init__(self) -> None:
         self._warm: set[int] = set()
-        self._opened: float | None = None
-        self._closes = float("inf")
-        self._last = 0.0
-        self._histogram = HdrHistogram(1, _HIGHEST_US, _DIGITS)
-        self._requests = 0
+        self._warmed_s = 0.0
+        self._window: tuple[float, float] | None = None
+        self._early: list[_Ended] = []
+        self._under_way: set[Request] = set()
+        self._latency, self._service, self._lateness = new_histogram(), new_histogram(), new_histogram()
+        self._issued = self._answered = self._dropped = self._answered_within = self._batch_sizes = 0
+        self._last_answer_s = 0.0
         self._errors: Counter[str] = Counter()
         self._stages_ms: defaultdict[str, float] = defaultdict(float)
-        self._batch_sizes = 0
+        self._answered_by: Counter[int] = Counter()
+        self._issued_by: Counter[int] = Counter()
+        self._latency_s_by: defaultdict[int, float] = defaultdict(float)
 
     @property
     def warm_users(self) -> int:
@@ -46,66 +61,128 @@ class Recorder:
         return len(self._warm)
 
     @property
-    def opened(self) -> float | None:
-        """When the window opened, by the clock; None during the warm-up."""
-        return self._opened
+    def warmed_s(self) -> float:
+        """When the last of them had it."""
+        return self._warmed_s
 
     @property
-    def requests(self) -> int:
-        """Answers in the window so far."""
-        return self._requests
+    def ended(self) -> int:
+        """Requests of the window that were answered or failed so far."""
+        return self._answered + self._errors.total()
 
-    def close_after(self, duration_s: float) -> None:
-        """End the window `duration_s` after it opened: answers that come later do not count."""
-        if self._opened is None:
-            raise ValueError("the window is not open")
-        self._closes = self._opened + duration_s
+    @property
+    def dropped(self) -> int:
+        """Slots of the window that were not sent so far."""
+        return self._dropped
+
+    @property
+    def under_way(self) -> int:
+        """Requests that were sent and have not ended yet."""
+        return len(self._under_way)
+
+    def open(self, opened_s: float, closes_s: float) -> None:
+        """Set the window: what is issued from `opened_s` to `closes_s` counts."""
+        self._window = opened_s, closes_s
+        self._last_answer_s = opened_s
+        early, self._early = self._early, []
+        for ended in early:
+            self._count(ended, opened_s, closes_s)
+
+    def sending(self, request: Request) -> None:
+        """Take note of a request that is sent now."""
+        self._under_way.add(request)
+
+    def drop(self) -> None:
+        """Count a slot of the window that is not sent, because no sender is idle."""
+        self._issued += 1
+        self._dropped += 1
 
     def on_request(
         self, response_time: float, exception: BaseException | None, context: dict[str, Any], **_: object
     ) -> None:
-        """Count one answer; `response_time` is Locust's, in ms."""
-        now = self._clock()
-        if self._opened is None:
-            self._warm.add(context["user"])
-            if len(self._warm) == self._users:
-                self._opened = self._last = now
-            return
-        if now > self._closes:
-            return
-        self._requests += 1
-        self._last = now
-        if exception is not None:
-            self._errors[str(exception)] += 1
-            return
-        self._histogram.record_value(max(1, round(response_time * 1e3)))
-        answer: Inference = context["outcome"]["answer"]
-        self._batch_sizes += answer.batch_size
-        for stage, ms in answer.timings_ms.items():
-            self._stages_ms[stage] += ms
+        """Count a request that has ended; `response_time` is Locust's, in ms, without the parsing of the answer."""
+        request: Request = context["request"]
+        self._under_way.discard(request)
+        answered_s = request.sent_s + response_time / 1e3
+        if request.user not in self._warm:
+            self._warm.add(request.user)
+            self._warmed_s = max(self._warmed_s, answered_s)
+        ended = _Ended(request, answered_s, None if exception is None else str(exception))
+        if self._window is None:
+            self._early.append(ended)
+        else:
+            self._count(ended, *self._window)
 
-    def load(self, generator_cpu_percent: float) -> Load:
-        """What was counted."""
-        window_s = self._last - (self._opened or 0.0)
-        succeeded = self._requests - self._errors.total()
-        return Load(
-            window_s=window_s,
-            requests=self._requests,
-            failures=self._errors.total(),
-            rps=succeeded / window_s if window_s > 0 else 0.0,
-            latency=self._latency() if succeeded else None,
-            stages_ms={stage: total / succeeded for stage, total in self._stages_ms.items()},
-            batch_size_mean=self._batch_sizes / succeeded if succeeded else None,
+    def tally(self, cpu_percent: float, drain_s: float) -> Tally:
+        """What was counted. What was sent and has not ended is a failure now.
+
+        Args:
+            cpu_percent: CPU of this process during the window; 100 is one core.
+            drain_s: how long after the window's end answers were waited for, to name that failure.
+
+        Raises:
+            ValueError: the window was never opened.
+        """
+        if self._window is None:
+            raise ValueError("the window is not open")
+        opened_s, closes_s = self._window
+        for request in self._under_way:
+            if opened_s <= request.scheduled_s <= closes_s:
+                self._sent(request)
+                self._errors[f"no answer within {drain_s:g} s after the end of the load"] += 1
+        self._under_way.clear()
+        seconds = range(max((*self._answered_by, *self._issued_by), default=-1) + 1)
+        return Tally(
+            opened_s=opened_s,
+            closes_s=closes_s,
+            last_answer_s=self._last_answer_s,
+            issued=self._issued,
+            answered=self._answered,
+            dropped=self._dropped,
             errors=dict(self._errors),
-            histogram=self._histogram.encode().decode(),
-            generator_cpu_percent=generator_cpu_percent,
+            answered_within=self._answered_within,
+            latency=self._latency.encode().decode(),
+            service=self._service.encode().decode(),
+            lateness=self._lateness.encode().decode(),
+            stages_ms=dict(self._stages_ms),
+            batch_sizes=self._batch_sizes,
+            answered_by_second=[self._answered_by[second] for second in seconds],
+            issued_by_second=[self._issued_by[second] for second in seconds],
+            latency_s_by_second=[self._latency_s_by[second] for second in seconds],
+            cpu_percent=[cpu_percent],
         )
 
-    def _latency(self) -> Latency:
-        ms = {name: self._histogram.get_value_at_percentile(rank) / 1e3 for name, rank in _RANKS.items()}
-        return Latency(
-            mean_ms=self._histogram.get_mean_value() / 1e3, max_ms=self._histogram.get_max_value() / 1e3, **ms
-        )
+    def _count(self, ended: _Ended, opened_s: float, closes_s: float) -> None:
+        request = ended.request
+        if opened_s < ended.answered_s <= closes_s:
+            self._last_answer_s = max(self._last_answer_s, ended.answered_s)
+            if ended.error is None:
+                self._answered_within += 1
+                self._answered_by[int(ended.answered_s - opened_s)] += 1
+        if not opened_s <= request.scheduled_s <= closes_s:
+            return
+        self._sent(request)
+        latency_s = ended.answered_s - request.scheduled_s
+        answer = request.answer
+        if ended.error is not None or answer is None:
+            self._errors[ended.error or "no answer"] += 1
+        elif latency_s > LONGEST_S:  # which the histograms do not hold
+            self._errors[f"answered after more than {LONGEST_S} s"] += 1
+        else:
+            self._latency.record_value(_microseconds(latency_s))
+            self._service.record_value(_microseconds(ended.answered_s - request.sent_s))
+            self._answered += 1
+            self._batch_sizes += answer.batch_size
+            for stage, ms in answer.timings_ms.items():
+                self._stages_ms[stage] += ms
+            second = int(request.scheduled_s - opened_s)
+            self._issued_by[second] += 1
+            self._latency_s_by[second] += latency_s
+
+    def _sent(self, request: Request) -> None:
+        self._issued += 1
+        self._lateness.record_value(min(_microseconds(request.sent_s - request.scheduled_s), LONGEST_S * 10**6))
 
 
-_RANKS = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99}
+def _microseconds(seconds: float) -> int:
+    return max(1, math.floor(seconds * 1e6 + 0.5))

@@ -1,5 +1,6 @@
 """What the users of a load test send, and what a good answer to it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,14 +74,27 @@ def check_answer(body: bytes, workload: Workload) -> Inference:
 
     Raises:
         ValueError: not well-formed, or not detections of every model of the set; the message is short and without
-            values, so that Locust counts equal failures as one.
+            values and places, so that equal failures count as one.
     """
+    if not body:
+        raise ValueError("empty answer")
     try:
         answer = Inference.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"malformed answer: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise ValueError(_reason(error, workload.model_names)) from error
     names = tuple(detections.model_name for detections in answer.detections)
     if names != workload.model_names:
         raise ValueError(f"detections of {', '.join(names) or 'no model'}, not of {', '.join(workload.model_names)}")
     return answer
+
+
+def _reason(error: ValidationError, model_names: Sequence[str]) -> str:
+    """What is wrong first in an answer."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    match first["type"], first["loc"]:
+        case "json_invalid", _:
+            return "malformed answer: truncated, or no JSON"
+        case "finite_number", ("detections", int(place), str(field), *_) if place < len(model_names):
+            return f"malformed answer: a NaN or an infinity among the {field} of {model_names[place]}"
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    return f"malformed answer: {where}: {first['msg']}"

@@ -84,9 +84,10 @@ class SweepProgress:
     def within_run(self, what: str, message: dict[str, Any]) -> None:
         """Show a message of the load driver."""
         if message.get("phase") == "warmup":
-            self.doing(f"{what}: warm-up, {message['warm_users']} of {message['users']} users")
+            self.doing(f"{what}: warm-up, {message['warm_users']} of {message['users']} users or senders")
         elif message.get("phase") == "measure":
-            self.doing(f"{what}: {message['requests']} answers in {message['elapsed_s']:.0f} s")
+            dropped = f", {message['dropped']} dropped" if message["dropped"] else ""
+            self.doing(f"{what}: {message['requests']} answers in {message['elapsed_s']:.0f} s{dropped}")
             self._progress.update(self._task, completed=min(self._total_s, self._done_s + message["elapsed_s"]))
         elif message.get("phase") == "drain":
             self.doing(f"{what}: letting the last requests end")

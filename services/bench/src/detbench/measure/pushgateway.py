@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import httpx
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
-from detbench.results import Comparison, Run
+from detbench.results import ClosedLoop, Comparison, Run
 
 URL_VARIABLE = "BENCHMARK_PUSHGATEWAY_URL"
 
@@ -31,11 +31,16 @@ ERROR_FIGURES = {
 RUN_FIGURES = {
     "detbench_run_rps": "Successful answers per second of the newest run; absent where it failed",
     "detbench_run_failures": "Failed requests of the newest run",
+    "detbench_run_dropped": "Requests of the newest run that were not sent, because no sender was idle",
+    "detbench_run_offered_rps": "Requests per second that the newest run offered; absent in a closed loop",
     "detbench_run_latency_seconds": "Client latency of the newest run, by quantile; absent where it failed",
+    "detbench_run_latency_certified": "1 where the newest run had as many requests as the quantile needs",
+    "detbench_run_service_seconds": "Latency from sending on, by quantile, of the newest run if its loop was open",
     "detbench_run_memory_peak_bytes": "Peak of the server process's memory in the newest run, on a GPU the device's",
     "detbench_run_timestamp_seconds": "When the newest run ended, Unix time",
 }
 
+_QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 _TIMEOUT_S = 10.0
 
 
@@ -59,23 +64,30 @@ def push_runs(runs: Sequence[Run], url: str | None = None) -> None:
     """Push what a sweep has measured so far of one implementation, in place of what is there; see `push_comparisons`.
 
     Args:
-        runs: of one implementation and model set, each with another number of users.
+        runs: of one implementation and model set, each under another load. The label `users` is "open" for open loops.
     """
     figures = _Figures(RUN_FIGURES, implementation=runs[0].implementation, model_set=runs[0].model_set)
     for run in runs:
-        users = str(run.users)
+        users = str(run.offered.users) if isinstance(run.offered, ClosedLoop) else "open"
         if run.ended is not None:
             figures.set("detbench_run_timestamp_seconds", run.ended.timestamp(), users=users)
         if run.load is None:
             continue
-        figures.set("detbench_run_failures", run.load.failures, users=users)
+        figures.set("detbench_run_failures", run.load.failed, users=users)
+        figures.set("detbench_run_dropped", run.load.dropped, users=users)
+        if run.load.offered_rps is not None:
+            figures.set("detbench_run_offered_rps", run.load.offered_rps, users=users)
         if run.memory is not None and run.memory.peak_mb is not None:
             figures.set("detbench_run_memory_peak_bytes", run.memory.peak_mb * 1e6, users=users)
         if run.status != "ok" or (latency := run.load.latency) is None:
             continue
         figures.set("detbench_run_rps", run.load.rps, users=users)
-        for quantile, ms in (("0.5", latency.p50_ms), ("0.9", latency.p90_ms), ("0.99", latency.p99_ms)):
-            figures.set("detbench_run_latency_seconds", ms / 1e3, users=users, quantile=quantile)
+        for quantile, each in zip(_QUANTILES, latency.percentiles().values(), strict=True):
+            figures.set("detbench_run_latency_seconds", each.value_ms / 1e3, users=users, quantile=quantile)
+            figures.set("detbench_run_latency_certified", each.certified, users=users, quantile=quantile)
+        if users == "open" and run.load.service is not None:
+            for quantile, each in zip(_QUANTILES, run.load.service.percentiles().values(), strict=True):
+                figures.set("detbench_run_service_seconds", each.value_ms / 1e3, users=users, quantile=quantile)
     figures.push("detbench-run", url)
 
 

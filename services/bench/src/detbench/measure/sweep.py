@@ -1,4 +1,4 @@
-"""The sweep: implementations x numbers of users, each implementation alone in a server; each run is on disk at once."""
+"""The sweep: implementations x loads, each implementation alone in a server; each run is on disk at once."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +8,8 @@ from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
-from detbench.load.measure import LoadRequest, run_driver, warnings_of
+from detbench.measure.doubts import warnings_of
+from detbench.measure.generators import LoadRequest, run_load
 from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
 from detbench.measure.selection import left_out, select_implementations
@@ -17,17 +18,22 @@ from detbench.measure.session import Session, Subject, environment_of, info_of
 from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
-from detbench.results import ImplementationInfo, Load, Run, Settings, Sweep
+from detbench.report.rows import duration
+from detbench.results import ClosedLoop, ImplementationInfo, Load, OpenLoop, Run, Settings, Sweep
 from detbench.statistics.ratios import interleaved
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is to do; what `implementations` None is, `select_implementations` says."""
+    """What a sweep is to do; what `implementations` None is, `select_implementations` says.
+
+    `offered` are the loads, each a run of every implementation, which `processes` send together.
+    """
 
     implementations: tuple[str, ...] | None
     subject: Subject
-    users: tuple[int, ...]
+    offered: tuple[ClosedLoop | OpenLoop, ...]
+    processes: int
     repeats: int
     duration_s: float
     warmup_requests: int
@@ -78,7 +84,7 @@ class SweepRunner:
 
     def run(self) -> Sweep:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
-        loads = len(self._implementations) * len(self._plan.users) * self._plan.repeats
+        loads = len(self._implementations) * len(self._plan.offered) * self._plan.repeats
         self._progress.expect(loads, self._plan.duration_s)
         save_photo(self._plan.subject.dataset.photos[0].path, self._run_dir / "photo.jpg")
         for number, order in enumerate(interleaved(self._implementations, self._plan.repeats), start=1):
@@ -103,8 +109,8 @@ class SweepRunner:
                 photo = subject.dataset.photos[index % len(subject.dataset.photos)]
                 ask(server.client, status.name, subject.model_set, photo)
                 counted()
-            for users in plan.users:
-                if self._add_run(server, status.name, users, number).status == "failed" and not server.alive():
+            for offered in plan.offered:
+                if self._add_run(server, status.name, offered, number).status == "failed" and not server.alive():
                     return
             if self._sweep.comparison(status.name) is None and self._reference is not None:
                 comparison = self._session.compare(server.client, status, self._reference)
@@ -115,15 +121,15 @@ class SweepRunner:
     def _keep(self, info: ImplementationInfo) -> None:
         self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
 
-    def _add_run(self, server: Server, implementation: str, users: int, number: int) -> Run:
+    def _add_run(self, server: Server, implementation: str, offered: ClosedLoop | OpenLoop, number: int) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
-        what = f"{implementation}, {users} user{'s' if users > 1 else ''}{self._in_round(number)}"
+        what = f"{implementation}, {offered}{self._in_round(number)}"
         self._progress.doing(what)
         run = Run(
             round=number,
             implementation=implementation,
             model_set=model_set,
-            users=users,
+            offered=offered,
             status="failed",
             started=_now(),
         )
@@ -134,13 +140,14 @@ class SweepRunner:
             plan.dataset_name,
             plan.data_dir,
             len(plan.subject.dataset.photos),
-            users,
+            offered,
             plan.duration_s,
             plan.metrics_port,
+            plan.processes,
         )
         try:
             server.client.reset_peaks()
-            load = run_driver(request, lambda message: self._on_message(server, what, message))
+            load = run_load(request, lambda message: self._on_message(server, what, message))
             run = _judged(run, load).model_copy(update={"memory": server.memory()})
         except ServerError as error:
             run = run.model_copy(update={"reason": server.reason(error)})
@@ -151,8 +158,7 @@ class SweepRunner:
             self._note_problem(f"{what}: {run.reason}")
         else:
             assert run.load is not None
-            latency = f", p50 {run.load.latency.p50_ms:.1f} ms" if run.load.latency else ""
-            self._progress.say(f"{what}: {run.load.rps:.3g} requests/s{latency}")
+            self._progress.say(f"{what}: {_in_short(run.load)}")
         self._progress.run_done(plan.duration_s)
         return run
 
@@ -166,20 +172,20 @@ class SweepRunner:
         self._update(problems=[*self._sweep.problems, problem])
 
     def _note_not_run(self) -> None:
-        made = {(run.round, run.implementation, run.users) for run in self._sweep.runs}
+        made = {(run.round, run.implementation, str(run.offered)) for run in self._sweep.runs}
         missing = [
             Run(
                 round=number,
                 implementation=status.name,
                 model_set=self._plan.subject.model_set,
-                users=users,
+                offered=offered,
                 status="not_run",
                 reason="an earlier failure, see the problems",
             )
             for number in range(1, self._plan.repeats + 1)
             for status in self._implementations
-            for users in self._plan.users
-            if (number, status.name, users) not in made
+            for offered in self._plan.offered
+            if (number, status.name, str(offered)) not in made
         ]
         self._update(runs=[*self._sweep.runs, *missing])
 
@@ -200,7 +206,8 @@ def _new_sweep(
         settings=Settings(
             implementations=[status.name for status in implementations],
             model_set=plan.subject.model_set,
-            users=list(plan.users),
+            offered=list(plan.offered),
+            processes=plan.processes,
             repeats=plan.repeats,
             duration_s=plan.duration_s,
             warmup_requests=plan.warmup_requests,
@@ -216,13 +223,22 @@ def _new_sweep(
 
 
 def _judged(run: Run, load: Load) -> Run:
-    succeeded = load.requests - load.failures
-    if load.latency is None or load.failures > succeeded:
-        reason = f"{succeeded} of {load.requests} requests succeeded within the duration"
+    if load.answered == 0 or load.failed > load.answered:
+        reason = f"{load.answered:,} of {load.issued:,} requests succeeded"
         if load.errors:
             reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
         return run.model_copy(update={"load": load, "reason": reason})
-    return run.model_copy(update={"status": "ok", "load": load, "warnings": warnings_of(load)})
+    return run.model_copy(update={"status": "ok", "load": load, "warnings": warnings_of(load, run.offered)})
+
+
+def _in_short(load: Load) -> str:
+    """A finished run in a line."""
+    offered = "" if load.offered_rps is None else f" of {load.offered_rps:.3g}"
+    latency = f", p50 {duration(load.latency.p50.value_ms)} ms" if load.latency else ""
+    service = f", service p50 {duration(load.service.p50.value_ms)} ms" if load.service and offered else ""
+    counts = {"failed": load.failed, "dropped": load.dropped}
+    amiss = "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+    return f"{load.rps:.3g}{offered} requests/s{latency}{service}{amiss}"
 
 
 def _now() -> datetime:

@@ -1,13 +1,16 @@
-"""results.csv: every figure with all its digits, a row per implementation and number of users."""
+"""results.csv: every figure with all its digits, a row per implementation and load; what is infinite is ∞."""
 
 import csv
 import io
+import math
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import Comparison, ErrorFigures, Latency, Load, Memory, Sweep
+from detbench.results import Comparison, ErrorFigures, Lateness, Memory, Percentile, Record, Sweep, Times
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
-_LOAD = ("window_s", "requests", "failures", "rps", "batch_size_mean", "generator_cpu_percent")
+_LOAD = ("window_s", "issued", "answered", "failed", "dropped", "offered_rps", "rps", "batch_size_mean")
+_OFFERED = ("users", "rate", "arrivals", "burstiness", "steps", "trace", "seed", "max_in_flight")
+_PERCENTILES = ("p50", "p90", "p99", "p99_9")
 
 
 def to_csv(sweep: Sweep) -> str:
@@ -26,12 +29,20 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
     return {
         "implementation": run.implementation,
         "model_set": run.model_set,
-        "users": run.users,
+        "rounds": sweep.settings.repeats,
+        "load": str(run.offered),
+        "loop": run.offered.loop,
+        **_fields(run.offered, _OFFERED),
         "status": run.status,
         "reason": run.reason,
         **_fields(load, _LOAD),
-        "speedup_vs_baseline": row.speedup,
-        **_fields(load.latency if load else None, tuple(Latency.model_fields)),
+        "speedup_vs_baseline": row.speedup.value if row.speedup else None,
+        "speedup_low": row.speedup.low if row.speedup else None,
+        "speedup_high": row.speedup.high if row.speedup else None,
+        **_times("", load.latency if load else None),
+        **_times("service_", load.service if load else None),
+        **{f"lateness_{name}": getattr(load and load.lateness, name, None) for name in Lateness.model_fields},
+        "generator_cpu_percent": max(load.generator_cpu_percent, default=None) if load else None,
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
         **memory_fields(run.memory),
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
@@ -64,5 +75,23 @@ def memory_fields(memory: Memory | None) -> dict[str, object]:
     return peaks | {f"memory_{name}": getattr(memory, name, None) for name in Memory.model_fields}
 
 
-def _fields(record: Load | Latency | ErrorFigures | None, names: tuple[str, ...]) -> dict[str, object]:
+def _times(prefix: str, times: Times | None) -> dict[str, object]:
+    """Mean, percentiles with their intervals and whether they are certified, and the largest."""
+    found: dict[str, object] = {f"{prefix}mean_ms": times.mean_ms if times else None}
+    for name in _PERCENTILES:
+        each: Percentile | None = getattr(times, name, None)
+        found |= {
+            f"{prefix}{name}_ms": _number(each.value_ms) if each else None,
+            f"{prefix}{name}_low_ms": _number(each.low_ms) if each else None,
+            f"{prefix}{name}_high_ms": _number(each.high_ms) if each else None,
+            f"{prefix}{name}_certified": each.certified if each else None,
+        }
+    return found | {f"{prefix}max_ms": _number(times.max_ms) if times else None}
+
+
+def _number(value: float) -> float | str:
+    return "∞" if math.isinf(value) else value
+
+
+def _fields(record: Record | None, names: tuple[str, ...]) -> dict[str, object]:
     return {name: getattr(record, name, None) for name in names}

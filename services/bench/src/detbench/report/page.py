@@ -10,11 +10,12 @@ from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.photo import COLOURS, side_by_side
 from detbench.report.plots import Plots
 from detbench.report.rows import (
-    COLUMNS,
     IMPLEMENTATION_COLUMNS,
+    columns_of,
     ground_truth_notes,
     implementation_rows,
     rows_of,
+    uncertain_line,
 )
 from detbench.results import Sweep
 
@@ -30,12 +31,13 @@ TEMPLATES.globals["zip"] = zip
 
 def to_html(sweep: Sweep, run_dir: Path) -> str:
     """The page; detections and photo are taken from `run_dir` where they are there."""
-    rows = rows_of(sweep)
+    rows, columns = rows_of(sweep), columns_of(sweep)
     plots = Plots(rows, sweep.comparisons)
     return TEMPLATES.get_template("report.html").render(
         sweep=sweep,
-        columns=COLUMNS,
-        rows=[("failed" if row.run.status != "ok" else "", row.cells()) for row in rows],
+        columns=columns,
+        rows=[("failed" if row.run.status != "ok" else "", row.cells(columns)) for row in rows],
+        uncertain=uncertain_line(rows, columns),
         implementation_columns=IMPLEMENTATION_COLUMNS,
         implementations=[("", cells) for cells in implementation_rows(sweep)],
         answer=answer(rows),

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from detbench.quality.compare import BOXES_MSE_LIMIT
 from detbench.report.rows import Row
-from detbench.results import Comparison, Memory, Run
+from detbench.results import ClosedLoop, Comparison, Memory
 
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -61,40 +62,56 @@ class Plots:
         self._numbers = itertools.count()
 
     def throughput(self) -> str:
-        """Requests per second against users, a line per implementation."""
+        """Requests per second against users, a line per implementation; of open loops a bar for each run."""
+        closed = [row for row in self._rows if isinstance(row.run.offered, ClosedLoop)]
 
-        def draw(axes: Axes) -> None:
-            for name, runs in self._by_implementation().items():
-                xs, ys = [run.users for run in runs], [run.load.rps for run in runs if run.load]
+        def lines(axes: Axes) -> None:
+            for name, runs in _by_implementation(closed).items():
+                xs, ys = zip(*runs, strict=True)
                 dashes = "--" if name in self._doubts else "-"
                 axes.plot(xs, ys, dashes, marker="o", color=self._colours[name], label=self._label(name))
-            users = sorted({row.run.users for row in self._rows})
+            users = sorted({row.run.offered.users for row in closed if isinstance(row.run.offered, ClosedLoop)})
             axes.set_xticks(users, [str(each) for each in users])
             axes.set_xlabel("users")
             axes.set_ylabel("requests per second")
-            _scale(axes.set_yscale, axes.yaxis, [row.run.load.rps for row in self._rows if row.run.load])
+            _scale(axes.set_yscale, axes.yaxis, [row.run.load.rps for row in closed if row.run.load])
             if axes.get_yscale() == "linear":
                 axes.set_ylim(bottom=0)
             axes.legend(frameon=False, loc="best")
 
-        return self._draw("Requests per second against users", 3.2, draw)
-
-    def latency(self) -> str:
-        """p50, p90 and p99 of every run: a bar to p50, and marks at the others."""
-
-        def draw(axes: Axes) -> None:
+        def bars(axes: Axes) -> None:
             for place, row in enumerate(self._rows):
                 assert row.run.load is not None
-                found = row.run.load.latency
-                assert found is not None
-                colour = self._colours[row.run.implementation]
-                axes.plot([found.p50_ms, found.p99_ms], [place, place], color=colour, linewidth=2, alpha=0.5)
-                for value, marker in ((found.p50_ms, "o"), (found.p90_ms, "d"), (found.p99_ms, "|")):
-                    axes.plot(value, place, marker, color=colour, markersize=10 if marker == "|" else 6, mew=2)
+                self._bar(axes, place, row.run.implementation, row.run.load.rps)
+                if offered := row.run.load.offered_rps:
+                    axes.plot(offered, place, "|", color="black", markersize=14, mew=2)
             self._name_rows(axes)
-            axes.set_xlabel("latency seen by the client (ms):  ● p50   ◆ p90   | p99")
-            values = [v for row in self._rows if row.run.load and (v := row.run.load.latency)]
-            _scale(axes.set_xscale, axes.xaxis, [each.p50_ms for each in values] + [each.p99_ms for each in values])
+            axes.set_xlabel("requests per second:  bar: answered   | offered")
+
+        if closed:
+            return self._draw("Requests per second against users", 3.2, lines)
+        return self._draw("Requests per second of every run", self._height(), bars)
+
+    def latency(self) -> str:
+        """p50, p90 and p99 of every run: a bar to p50, and marks at the others; hollow where one is uncertain."""
+
+        def draw(axes: Axes) -> None:
+            shown = [_marks(row) for row in self._rows]
+            finite = [ms for marks in shown for _, ms, _ in marks if math.isfinite(ms)]
+            _scale(axes.set_xscale, axes.xaxis, finite)
+            beyond = 1.15 * max(finite, default=1.0)
+            for place, (row, marks) in enumerate(zip(self._rows, shown, strict=True)):
+                colour = self._colours[row.run.implementation]
+                ends = [min(ms, beyond) for _, ms, _ in marks]
+                axes.plot([ends[0], ends[-1]], [place, place], color=colour, linewidth=2, alpha=0.5)
+                for marker, ms, certain in marks:
+                    at, fill = min(ms, beyond), colour if certain else "none"
+                    size = 10 if marker == "|" else 6
+                    axes.plot(at, place, marker, color=colour, markerfacecolor=fill, markersize=size, mew=2)
+                if math.isinf(marks[-1][1]):
+                    axes.annotate(" ∞", (beyond, place), va="center", fontsize=12)
+            self._name_rows(axes)
+            axes.set_xlabel("latency seen by the client (ms):  ● p50   ◆ p90   | p99;  hollow: uncertain")
             if axes.get_xscale() == "linear":
                 axes.set_xlim(left=0)
 
@@ -163,12 +180,6 @@ class Plots:
 
         return self._draw("Boxes MSE per implementation", 1.1 + 0.4 * len(self._comparisons), draw)
 
-    def _by_implementation(self) -> dict[str, list[Run]]:
-        runs: dict[str, list[Run]] = {}
-        for row in sorted(self._rows, key=lambda row: row.run.users):
-            runs.setdefault(row.run.implementation, []).append(row.run)
-        return runs
-
     def _label(self, name: str) -> str:
         return f"{name} ({self._doubts[name]})" if name in self._doubts else name
 
@@ -177,7 +188,7 @@ class Plots:
         axes.barh(place, value, color=self._colours[name], hatch=hatch, edgecolor="white", height=0.6)
 
     def _name_rows(self, axes: Axes) -> None:
-        names = [f"{row.run.implementation}, {row.run.users} user{'s'[: row.run.users > 1]}" for row in self._rows]
+        names = [f"{row.run.implementation}, {row.run.offered}" for row in self._rows]
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
 
@@ -209,6 +220,24 @@ def svg(title: str, height: float, prefix: str, draw: Callable[[Axes], None]) ->
         figure.savefig(out, format="svg", transparent=True, metadata={**_NO_METADATA, "Title": title})
     document = out.getvalue()
     return document[document.index("<svg") :]  # within a page: without the prologue of a document
+
+
+def _by_implementation(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+    """Users and rate of each run of a closed loop, by users."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if isinstance(row.run.offered, ClosedLoop) and row.run.load:
+            found.setdefault(row.run.implementation, []).append((row.run.offered.users, row.run.load.rps))
+    return {name: sorted(runs) for name, runs in found.items()}
+
+
+def _marks(row: Row) -> list[tuple[str, float, bool]]:
+    """Marker, value in ms and certainty of p50, p90 and p99."""
+    assert row.run.load is not None
+    latency = row.run.load.latency
+    assert latency is not None
+    shown = zip("od|", (latency.p50, latency.p90, latency.p99), strict=True)
+    return [(marker, each.value_ms, each.certified) for marker, each in shown]
 
 
 def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:

@@ -1,56 +1,14 @@
-"""The rows that every exporter shows: one per implementation and number of users."""
+"""The rows that every exporter shows: one per implementation and load."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, Run, Sweep
+from detbench.report.pooled import pooled
+from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, OpenLoop, Percentile, Run, Sweep, Times
+from detbench.statistics.ratios import Ratio, paired_ratio
 
 NOT_APPLICABLE = "n/a"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run with the comparison of its implementation.
-
-    `exact` is whether the implementation claims the reference's answers, `speedup` its RPS over baseline's at as many
-    users.
-    """
-
-    run: Run
-    comparison: Comparison | None
-    exact: bool
-    speedup: float | None
-
-    @property
-    def rps(self) -> float | None:
-        """Successful requests per second; None where the run failed or was not made."""
-        return self.run.load.rps if self.run.status == "ok" and self.run.load else None
-
-    @property
-    def gate(self) -> str:
-        """See `gate_of`."""
-        return gate_of(self.comparison)
-
-    @property
-    def right(self) -> bool:
-        """Whether the answers are the reference's, or, where they were not compared, claimed to be."""
-        return self.exact if self.comparison is None else self.comparison.gate.passed
-
-    def cells(self) -> tuple[str, ...]:
-        """Text under each of `COLUMNS`."""
-        run = self.run
-        latency = run.load.latency if run.load else None
-        return (
-            run.implementation,
-            str(run.users),
-            run.status.replace("_", " "),
-            "–" if self.rps is None else f"{self.rps:.3g}",
-            f"{self.speedup:.2f}×" if self.speedup is not None else "–",
-            *(duration(v) for v in ((latency.p50_ms, latency.p90_ms, latency.p99_ms) if latency else (None,) * 3)),
-            megabytes(run.memory.peak_mb if run.memory else None),
-            *error_cells(self.comparison),
-            self.gate,
-        )
 
 
 @dataclass(frozen=True)
@@ -77,19 +35,116 @@ GATE_COLUMN = Column(
     "passed: the reference's answers, but for float32 rounding; tolerated: near them, and claimed to be no more",
     numeric=False,
 )
-COLUMNS = (
+_SEEN = "seen by the client; in an open loop from the time when the request was to be sent"
+_BEFORE = (
     Column("implementation", "way of running the models", numeric=False),
-    Column("users", "clients at once, each with one request at a time"),
+    Column(
+        "load",
+        "closed loop: users at once, each with one request at a time; open loop: requests at their times, whatever is "
+        "answered",
+        numeric=False,
+    ),
     Column("status", "ok, failed or not run", numeric=False),
     Column("RPS", "successful requests per second; a request is one image through every model of the set"),
-    Column("vs baseline", "RPS over baseline's with as many users"),
-    Column("p50 (ms)", "half of the requests took at most this long, seen by the client"),
-    Column("p90 (ms)", "9 of 10 requests took at most this long"),
-    Column("p99 (ms)", "99 of 100 requests took at most this long"),
-    MEMORY_COLUMN,
-    *ERROR_COLUMNS,
-    GATE_COLUMN,
+    Column(
+        "vs baseline",
+        "RPS over baseline's under the same load; of several rounds, with the interval that holds it with 95 %",
+    ),
 )
+_LATENCY = (
+    Column("p50 (ms)", f"half of the requests took at most this long, {_SEEN}"),
+    Column("p90 (ms)", f"9 of 10 requests took at most this long, {_SEEN}"),
+    Column("p99 (ms)", f"99 of 100 requests took at most this long, {_SEEN}"),
+)
+_RARE_COLUMN = Column("p99.9 (ms)", f"999 of 1,000 requests took at most this long, {_SEEN}")
+_SERVICE = (
+    Column("service p50 (ms)", "half of the requests took at most this long from when they were sent"),
+    Column("service p99 (ms)", "99 of 100 requests took at most this long from when they were sent"),
+)
+_AFTER = (MEMORY_COLUMN, *ERROR_COLUMNS, GATE_COLUMN)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The rounds of one run, pooled, with the comparison of its implementation.
+
+    `exact` is whether the implementation claims the reference's answers, `speedup` its RPS over baseline's under the
+    same load, with an interval where there are several rounds.
+    """
+
+    run: Run
+    comparison: Comparison | None
+    exact: bool
+    speedup: Ratio | None
+
+    @property
+    def rps(self) -> float | None:
+        """Successful requests per second; None where the run failed or was not made."""
+        return self.run.load.rps if self.run.status == "ok" and self.run.load else None
+
+    @property
+    def gate(self) -> str:
+        """See `gate_of`."""
+        return gate_of(self.comparison)
+
+    @property
+    def right(self) -> bool:
+        """Whether the answers are the reference's, or, where they were not compared, claimed to be."""
+        return self.exact if self.comparison is None else self.comparison.gate.passed
+
+    def cells(self, columns: Sequence[Column]) -> tuple[str, ...]:
+        """Text under each of `columns`, which are those of `columns_of`."""
+        run, load = self.run, self.run.load
+        latency = load.latency if load else None
+        service = load.service if load else None
+        before = (
+            run.implementation,
+            str(run.offered),
+            run.status.replace("_", " "),
+            "–" if self.rps is None else f"{self.rps:.3g}",
+            speedup(self.speedup),
+        )
+        texts = {
+            **dict(zip(_BEFORE, before, strict=True)),
+            **dict(zip(_LATENCY, _percentiles(latency, "p50", "p90", "p99"), strict=True)),
+            **dict(zip((_RARE_COLUMN,), _percentiles(latency, "p99.9"), strict=True)),
+            **dict(zip(_SERVICE, _percentiles(service, "p50", "p99"), strict=True)),
+            MEMORY_COLUMN: megabytes(run.memory.peak_mb if run.memory else None),
+            **dict(zip(ERROR_COLUMNS, error_cells(self.comparison), strict=True)),
+            GATE_COLUMN: self.gate,
+        }
+        return tuple(texts[column] for column in columns)
+
+
+def columns_of(sweep: Sweep) -> tuple[Column, ...]:
+    """The columns of a sweep's table.
+
+    p99.9 is among them where it is certified in some run, and the service time where some loop is open: latency is
+    never shown without it there.
+    """
+    latencies = [run.load.latency for run in sweep.runs if run.load and run.load.latency]
+    rare = any(latency.p99_9.certified for latency in latencies)
+    is_open = any(isinstance(run.offered, OpenLoop) for run in sweep.runs)
+    return (*_BEFORE, *_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()), *_AFTER)
+
+
+def uncertain_line(rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """What the parentheses in a table mean, and what to do; empty where there are none."""
+    headings = {column.heading for column in columns}
+    needed: dict[str, int] = {}
+    for row in rows:
+        latency = row.run.load.latency if row.run.load else None
+        for name, each in latency.percentiles().items() if latency else ():
+            if not each.certified and f"{name} (ms)" in headings:
+                needed[name] = each.needed
+    if not needed:
+        return ""
+    needs = ", ".join(f"{name} {count:,}" for name, count in sorted(needed.items()))
+    return (
+        f"(In parentheses): uncertain, because the run had fewer requests than the percentile needs: {needs}. "
+        "Raise --duration."
+    )
+
 
 # Of the small table beside the results; `implementation_cells` fills it.
 IMPLEMENTATION_COLUMNS = (
@@ -119,14 +174,14 @@ IMPLEMENTATION_COLUMNS = (
 
 
 def rows_of(sweep: Sweep) -> list[Row]:
-    """All rows, in the order of the runs."""
-    baseline = {
-        run.users: run.load.rps for run in sweep.runs if _measured(run) and run.implementation == BASELINE and run.load
-    }
+    """All rows, in the order of the runs; the rounds of a run are pooled."""
+    rounds: dict[tuple[str, str], list[Run]] = {}
+    for run in sweep.runs:
+        rounds.setdefault((run.implementation, str(run.offered)), []).append(run)
     exact = {info.name for info in sweep.implementations if info.exact}
     return [
-        Row(run, sweep.comparison(run.implementation), run.implementation in exact, _speedup(run, baseline))
-        for run in sweep.runs
+        Row(pooled(runs), sweep.comparison(name), name in exact, _speedup(runs, rounds.get((BASELINE, offered), [])))
+        for (name, offered), runs in rounds.items()
     ]
 
 
@@ -176,10 +231,18 @@ def ground_truth_notes(comparisons: Iterable[Comparison]) -> list[str]:
 
 
 def duration(value: float | None) -> str:
-    """A duration: one decimal below 100, whole above."""
+    """A duration: one decimal below 100, whole above; ∞ where something failed."""
     if value is None:
         return "–"
+    if math.isinf(value):
+        return "∞"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def percentile(value: Percentile) -> str:
+    """A percentile in ms: in parentheses where it is uncertain."""
+    text = duration(value.value_ms)
+    return text if value.certified else f"({text})"
 
 
 def megabytes(value: float | None) -> str:
@@ -192,11 +255,26 @@ def scientific(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def _measured(run: Run) -> bool:
-    return run.status == "ok" and run.load is not None
+def speedup(ratio: Ratio | None) -> str:
+    """A ratio, with its interval where there is one."""
+    if ratio is None:
+        return "–"
+    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.value:.2f}×{interval}"
 
 
-def _speedup(run: Run, baseline: dict[int, float]) -> float | None:
-    if not _measured(run) or run.load is None or not baseline.get(run.users):
+def _speedup(runs: Sequence[Run], baseline: Sequence[Run]) -> Ratio | None:
+    """Of the rounds that both have; baseline against itself is 1, exactly."""
+    ours, theirs = _rps_by_round(runs), _rps_by_round(baseline)
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
         return None
-    return run.load.rps / baseline[run.users]
+    return paired_ratio([ours[number] for number in both], [theirs[number] for number in both])
+
+
+def _rps_by_round(runs: Sequence[Run]) -> dict[int, float]:
+    return {run.round: run.load.rps for run in runs if run.status == "ok" and run.load and run.load.rps > 0}
+
+
+def _percentiles(times: Times | None, *names: str) -> tuple[str, ...]:
+    return tuple("–" if times is None else percentile(times.percentiles()[name]) for name in names)

@@ -11,12 +11,13 @@ from detbench.api.schemas import ModelWeights
 from detbench.report.answer import answer
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.rows import (
-    COLUMNS,
     IMPLEMENTATION_COLUMNS,
     Column,
+    columns_of,
     ground_truth_notes,
     implementation_rows,
     rows_of,
+    uncertain_line,
 )
 from detbench.results import Comparison, Environment, Sweep
 
@@ -25,9 +26,9 @@ def terminal_table(sweep: Sweep) -> Table:
     """The table for a terminal; what failed, and what is or may be wrong, stands out."""
     settings = sweep.settings
     title = f"{settings.model_set} on {sweep.environment.device_name}, {settings.duration_s:g} s each"
-    rows = rows_of(sweep)
+    rows, columns = rows_of(sweep), columns_of(sweep)
     styles = ["red" if r.run.status != "ok" else "" if r.right else "yellow" for r in rows]
-    return table_of(title, COLUMNS, [row.cells() for row in rows], styles)
+    return table_of(title, columns, [row.cells(columns) for row in rows], styles)
 
 
 def implementations_table(sweep: Sweep) -> Table:
@@ -57,20 +58,22 @@ def table_of(
 
 def markdown_table(sweep: Sweep) -> str:
     """The tables in Markdown, with what the machine and the weights are above them."""
-    settings, rows = sweep.settings, rows_of(sweep)
+    settings, rows, columns = sweep.settings, rows_of(sweep), columns_of(sweep)
+    uncertain = uncertain_line(rows, columns)
     lines = [
         f"Model set {settings.model_set}, {settings.images} images of {settings.dataset}, "
         f"{settings.duration_s:g} s a run, {measured_on(sweep.environment, sweep.weights, sweep.started)}",
         "",
         answer(rows),
         "",
-        *markdown_lines(COLUMNS, [row.cells() for row in rows]),
+        *markdown_lines(columns, [row.cells(columns) for row in rows]),
         "",
+        *([uncertain, ""] if uncertain else []),
         *markdown_lines(IMPLEMENTATION_COLUMNS, implementation_rows(sweep)),
         *output_error_lines(sweep.comparisons),
     ]
     reasons = [
-        f"- {run.implementation}, {run.users} users: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
+        f"- {run.implementation}, {run.offered}: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
     ]
     reasons += [f"- {note}" for note in ground_truth_notes(sweep.comparisons)]
     return "\n".join([*lines, *(["", *reasons] if reasons else []), ""])

@@ -1,5 +1,6 @@
 """Two reports side by side: which figures differ by more than the noise of their rounds."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from detbench.statistics.ratios import Ratio, differs, reports_ratio
 
 COLUMNS = (
     Column("implementation", "what was measured", numeric=False),
-    Column("users", "users at once"),
+    Column("load", "users of a closed loop, or the schedule of an open one", numeric=False),
     Column("figure", "which figure", numeric=False),
     Column("A", "in the first report; the geometric mean of its rounds"),
     Column("B", "in the second report"),
@@ -18,11 +19,11 @@ COLUMNS = (
     Column("verdict", "whether the difference is larger than the noise", numeric=False),
 )
 
-# What of a load is compared; None where it has none.
+# What of a load is compared; None where it has none, or none that is certain.
 _FIGURES: dict[str, Callable[[Load], float | None]] = {
     "RPS": lambda load: load.rps,
-    "p50 (ms)": lambda load: load.latency.p50_ms if load.latency else None,
-    "p99 (ms)": lambda load: load.latency.p99_ms if load.latency else None,
+    "p50 (ms)": lambda load: load.latency.p50.value_ms if load.latency else None,
+    "p99 (ms)": lambda load: load.latency.p99.value_ms if load.latency and load.latency.p99.certified else None,
 }
 _MORE_IS_BETTER = {"RPS"}
 
@@ -35,7 +36,7 @@ class Difference:
     """
 
     implementation: str
-    users: int
+    load: str
     figure: str
     a: tuple[float, ...]
     b: tuple[float, ...]
@@ -63,7 +64,7 @@ class Difference:
     def cells(self) -> tuple[str, ...]:
         """Text under each of `COLUMNS`."""
         means = (f"{reports_ratio(rounds, [1.0]).value:,.4g}" for rounds in (self.a, self.b))
-        return (self.implementation, str(self.users), self.figure, *means, str(self.ratio), self.verdict)
+        return (self.implementation, self.load, self.figure, *means, str(self.ratio), self.verdict)
 
 
 def differences(a: Sweep, b: Sweep, other_machine: bool = False) -> list[Difference]:
@@ -79,14 +80,14 @@ def differences(a: Sweep, b: Sweep, other_machine: bool = False) -> list[Differe
     """
     _check(a, b, other_machine)
     found = [
-        Difference(implementation, users, figure, ours, theirs)
-        for implementation, users in _loads(a.runs)
+        Difference(implementation, load, figure, ours, theirs)
+        for implementation, load in _loads(a.runs)
         for figure in _FIGURES
-        if (ours := _rounds(a, implementation, users, figure)) and (theirs := _rounds(b, implementation, users, figure))
+        if (ours := _rounds(a, implementation, load, figure)) and (theirs := _rounds(b, implementation, load, figure))
     ]
     if not found:
         raise DetbenchError(
-            "the two runs have no implementation with as many users in common; there is nothing to compare"
+            "the two runs have no implementation under the same load in common; there is nothing to compare"
         )
     return found
 
@@ -122,15 +123,15 @@ def _shown(value: object) -> str:
     return f"{value[1]} images of {value[0]}" if isinstance(value, tuple) else str(value)
 
 
-def _loads(runs: Iterable[Run]) -> list[tuple[str, int]]:
-    return list(dict.fromkeys((run.implementation, run.users) for run in runs))
+def _loads(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((run.implementation, str(run.offered)) for run in runs))
 
 
-def _rounds(sweep: Sweep, implementation: str, users: int, figure: str) -> tuple[float, ...]:
+def _rounds(sweep: Sweep, implementation: str, offered: str, figure: str) -> tuple[float, ...]:
     loads = (
         run.load
         for run in sweep.runs
-        if run.status == "ok" and (run.implementation, run.users) == (implementation, users) and run.load
+        if run.status == "ok" and (run.implementation, str(run.offered)) == (implementation, offered) and run.load
     )
     values = (_FIGURES[figure](load) for load in loads)
-    return tuple(value for value in values if value)
+    return tuple(value for value in values if value and math.isfinite(value))

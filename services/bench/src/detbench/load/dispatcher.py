@@ -1,0 +1,121 @@
+"""The open loop: a dispatcher hands each slot of a schedule, at its time, to an idle sender."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import gevent
+from gevent.event import AsyncResult
+from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
+from locust.exception import StopUser
+
+from detbench.load.locustfile import DetectorUser
+from detbench.load.recorder import Recorder, Request
+from detbench.load.schedules import Slot, photo_of
+from detbench.load.workload import Workload
+
+# gevent's timers are late by up to a millisecond, because epoll's timeouts are whole ones.
+_TIMER_LATE_S = 1e-3
+# Yielding until a slot is due takes the core for a millisecond. Between slots that are nearer than this it would leave
+# the senders less than four fifths of the core, and being late by a millisecond matters less than that.
+_FAR_APART_S = 5e-3
+# A dispatcher that has not come to a slot so long after the end of the load does not send it any more.
+_OVERTIME_S = 1.0
+
+
+class Task(NamedTuple):
+    """What a sender is to send: the slot's number, and its time on CLOCK_MONOTONIC."""
+
+    number: int
+    scheduled_s: float
+
+
+class Dispatcher:
+    """Walks through slots, and gives each to the sender that became idle last, whose connection is the warmest.
+
+    Args:
+        drop: called for each slot for which no sender is idle.
+    """
+
+    def __init__(self, drop: Callable[[], None]) -> None:
+        self._drop = drop
+        self._idle: list[AsyncResult[Task]] = []
+        self._ended = False
+
+    @property
+    def idle(self) -> int:
+        """Senders that wait for a slot."""
+        return len(self._idle)
+
+    def next_task(self) -> Task:
+        """Wait for what to send next; a sender calls it.
+
+        Raises:
+            StopUser: there is no more.
+        """
+        if self._ended:
+            raise StopUser
+        waiting: AsyncResult[Task] = AsyncResult()
+        self._idle.append(waiting)
+        task = waiting.get()
+        assert task is not None
+        return task
+
+    def run(self, slots: Iterable[Slot], start_s: float, closes_s: float) -> None:
+        """Hand out every slot at `start_s` + its time; then send the senders home.
+
+        Args:
+            slots: by time, ascending; all are before `closes_s`.
+            start_s: on CLOCK_MONOTONIC.
+            closes_s: on the same clock; what it has not come to a second later is dropped.
+        """
+        before_s = start_s
+        for number, time_s in slots:
+            due_s = start_s + time_s
+            _wait_until(due_s, yielding=due_s - before_s > _FAR_APART_S)
+            before_s = due_s
+            if self._idle and time.monotonic() < closes_s + _OVERTIME_S:
+                self._idle.pop().set(Task(number, due_s))
+            else:
+                self._drop()
+        self._ended = True
+        for waiting in self._idle:
+            waiting.set_exception(StopUser())
+
+
+def _wait_until(due_s: float, yielding: bool) -> None:
+    """Sleep until `due_s`. The senders run meanwhile, also where it is past: a late dispatcher must not starve them."""
+    left_s = due_s - time.monotonic()
+    if not yielding:
+        gevent.sleep(max(0.0, left_s))
+        return
+    gevent.sleep(max(0.0, left_s - _TIMER_LATE_S))
+    while time.monotonic() < due_s:
+        gevent.sleep(0)
+
+
+class ClosedLoopUser(DetectorUser):
+    """A user of a closed loop whose requests are counted."""
+
+    def sending(self, request: Request) -> None:
+        """Count it."""
+        recorder: Recorder = self.environment.recorder
+        recorder.sending(request)
+
+
+class Sender(ClosedLoopUser):
+    """Sends the slots that the environment's dispatcher hands out, each with the photo of its number."""
+
+    def on_start(self) -> None:
+        """Connect, so that no slot's latency holds it, nor do all connect at once when the load begins."""
+        super().on_start()
+        self._dispatcher: Dispatcher = self.environment.dispatcher
+        self._seed: int = self.environment.seed
+        with contextlib.suppress(*FAILURE_EXCEPTIONS):  # told by the requests
+            _ = self.client.client.urlopen(f"{self.host}/health").content
+
+    def send_next(self, workload: Workload) -> None:
+        """Send one slot, at its time."""
+        number, scheduled_s = self._dispatcher.next_task()
+        self.send(workload.images[photo_of(number, len(workload.images), self._seed)], workload, scheduled_s)

@@ -1,0 +1,85 @@
+"""From what the load generator counted to the figures of a run."""
+
+import math
+
+from hdrh.histogram import HdrHistogram
+
+from detbench.load.tally import Tally
+from detbench.results import ClosedLoop, Lateness, Load, OpenLoop, Percentile, Series, Times
+from detbench.statistics.percentiles import histogram_percentiles
+
+
+def load_of(tally: Tally, offered: ClosedLoop | OpenLoop) -> Load:
+    """The figures of one run.
+
+    Throughput is what was answered within the window over its length. In an open loop that is the time for which
+    requests were issued; in a closed loop it ends with the last answer: it began with one, and n answers in the time
+    between n + 1 of them are the rate without bias, where a fixed length has a bias of up to one answer.
+    """
+    is_open = isinstance(offered, OpenLoop)
+    window_s = (tally.closes_s if is_open else tally.last_answer_s) - tally.opened_s
+    return Load(
+        window_s=window_s,
+        issued=tally.issued,
+        answered=tally.answered,
+        failed=tally.failed,
+        dropped=tally.dropped,
+        offered_rps=_rate(tally.issued, window_s) if is_open else None,
+        rps=_rate(tally.answered_within, window_s),
+        latency=times_of(tally.latency, tally.failed + tally.dropped),
+        service=times_of(tally.service, tally.failed),
+        lateness=_lateness(tally) if is_open and tally.issued > tally.dropped else None,
+        stages_ms={stage: total / tally.answered for stage, total in tally.stages_ms.items()},
+        batch_size_mean=tally.batch_sizes / tally.answered if tally.answered else None,
+        errors=tally.errors,
+        series=_series(tally),
+        generator_cpu_percent=tally.cpu_percent,
+    )
+
+
+def _rate(count: int, window_s: float) -> float:
+    return count / window_s if window_s > 0 else 0.0
+
+
+def times_of(encoded: str, failures: int) -> Times | None:
+    """Percentiles of a histogram, see `Times`, and of requests that failed; None where there is neither."""
+    histogram = HdrHistogram.decode(encoded)
+    answered = histogram.get_total_count()
+    if answered + failures == 0:
+        return None
+    p50, p90, p99, p99_9 = (
+        Percentile(
+            value_ms=each.value_ms,
+            low_ms=each.low_ms,
+            high_ms=each.high_ms,
+            certified=each.certified,
+            needed=each.needed,
+        )
+        for each in histogram_percentiles(histogram, failures)
+    )
+    return Times(
+        mean_ms=histogram.get_mean_value() / 1e3 if answered else None,
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        p99_9=p99_9,
+        max_ms=math.inf if failures else histogram.get_max_value() / 1e3,
+        histogram=encoded,
+    )
+
+
+def _lateness(tally: Tally) -> Lateness:
+    histogram = HdrHistogram.decode(tally.lateness)
+    p50, _, p99, _ = histogram_percentiles(histogram)
+    return Lateness(p50_ms=p50.value_ms, p99_ms=p99.value_ms, max_ms=histogram.get_max_value() / 1e3)
+
+
+def _series(tally: Tally) -> Series:
+    return Series(
+        answered=tally.answered_by_second,
+        issued=tally.issued_by_second,
+        latency_mean_ms=[
+            1e3 * total_s / count if count else None
+            for total_s, count in zip(tally.latency_s_by_second, tally.issued_by_second, strict=True)
+        ],
+    )

@@ -1,0 +1,120 @@
+"""What to doubt about a load that was measured, each with what to do about it."""
+
+from collections.abc import Iterator, Sequence
+
+from detbench.results import ClosedLoop, Load, MeasurementWarning, OpenLoop
+from detbench.statistics.drift import Trend, latency_trend, rate_trend
+
+# Locust's own warning starts at 90 %: above it the generator, not the server, may set the rate.
+_BUSY_CPU_PERCENT = 90.0
+# Of the offered rate, as the contract says.
+_ACHIEVED = 0.95
+# Lateness is part of an open loop's latency. The generator's own noise on an idle machine is a millisecond.
+_LATE_MS = 2.0
+_LATE_SHARE = 0.05
+
+
+def warnings_of(load: Load, offered: ClosedLoop | OpenLoop) -> list[MeasurementWarning]:
+    """The doubts about `load`, which was to be `offered`."""
+    found = [*_failures(load), *_generator(load), *_few(load)]
+    if isinstance(offered, OpenLoop):
+        found += [*_not_offered(load, offered), *_late(load)]
+    if isinstance(offered, ClosedLoop) or offered.steady:
+        found += _drift(load)
+    return found
+
+
+def _failures(load: Load) -> Iterator[MeasurementWarning]:
+    if load.failed:
+        reason, count = max(load.errors.items(), key=lambda item: item[1])
+        yield MeasurementWarning(
+            code="failures",
+            message=f"{load.failed:,} of {load.issued:,} requests failed; most often ({count:,}): {reason}",
+            remedy="see the server's log; a failure counts as an infinite latency, and in no rate",
+        )
+
+
+def _generator(load: Load) -> Iterator[MeasurementWarning]:
+    busiest = max(load.generator_cpu_percent, default=0.0)
+    if busiest > _BUSY_CPU_PERCENT:
+        processes = len(load.generator_cpu_percent)
+        which = "the load generator" if processes == 1 else f"a process of the load generator, of {processes},"
+        yield MeasurementWarning(
+            code="generator-busy",
+            message=f"{which} used {busiest:.0f} % of a core: it may be the limit",
+            remedy="the server may be faster than shown; raise --processes, or load it from another machine",
+        )
+
+
+def _few(load: Load) -> Iterator[MeasurementWarning]:
+    if load.latency is not None and not load.latency.p99.certified:
+        yield MeasurementWarning(
+            code="few-requests",
+            message=f"{load.issued:,} requests do not certify p99, which needs {load.latency.p99.needed:,}",
+            remedy="raise --duration; until then p99 may be chance",
+        )
+
+
+def _not_offered(load: Load, offered: OpenLoop) -> Iterator[MeasurementWarning]:
+    if load.dropped:
+        yield MeasurementWarning(
+            code="dropped",
+            message=f"{load.dropped:,} of {load.issued:,} requests were not sent: no sender was idle at their time "
+            f"({offered.max_in_flight} in all), or the generator was behind",
+            remedy="lower the rate to what server and generator can do; raise --max-in-flight where the generator is "
+            "idle, --processes where it is busy",
+        )
+    if load.offered_rps and load.rps < _ACHIEVED * load.offered_rps:
+        yield MeasurementWarning(
+            code="rate-not-achieved",
+            message=f"{load.rps:.3g} of the {load.offered_rps:.3g} requests/s that were offered were answered in time",
+            remedy="the queue grows, and latency with the duration: lower the rate; raise --duration where latency is "
+            "a large part of it",
+        )
+
+
+def _late(load: Load) -> Iterator[MeasurementWarning]:
+    if load.lateness is None or load.service is None:
+        return
+    limit_ms = max(_LATE_MS, _LATE_SHARE * load.service.p50.value_ms)
+    if load.lateness.p99_ms > limit_ms:
+        yield MeasurementWarning(
+            code="sent-late",
+            message=f"1 of 100 requests was sent {load.lateness.p99_ms:.1f} ms late or more, "
+            f"up to {load.lateness.max_ms:.1f} ms",
+            remedy="latency counts from the time when a request was to be sent, so this is in it: raise --processes, "
+            "or load the server from a machine that is less busy",
+        )
+
+
+def _drift(load: Load) -> Iterator[MeasurementWarning]:
+    series = load.series
+    answered_s = _spread(series.answered, load.window_s)
+    issued_s = _spread(series.issued, load.window_s)
+    latencies_ms = [
+        mean or 0.0 for mean, count in zip(series.latency_mean_ms, series.issued, strict=True) for _ in range(count)
+    ]
+    for what, trend in (
+        ("throughput", rate_trend(answered_s, load.window_s)),
+        ("latency", latency_trend(issued_s, latencies_ms, load.window_s)),
+    ):
+        if trend is not None and trend.drifting:
+            yield _drifting(what, trend)
+
+
+def _drifting(what: str, trend: Trend) -> MeasurementWarning:
+    return MeasurementWarning(
+        code=f"{what}-drifts",
+        message=f"{what} went {'up' if trend.change > 0 else 'down'} by {abs(trend.change):.0%} of its median from the "
+        f"start to the end (p = {trend.p_value:.1g})",
+        remedy="raise --duration, or warm up longer (--warmup); look for what heats up, fills up or shares the machine",
+    )
+
+
+def _spread(counts: Sequence[int], window_s: float) -> list[float]:
+    """Times within each second, evenly, of so many events in it: bins of other widths than a second need them."""
+    return [
+        second + (number + 0.5) / count * (window_s - second if second < window_s < second + 1 else 1.0)
+        for second, count in enumerate(counts)
+        for number in range(count)
+    ]

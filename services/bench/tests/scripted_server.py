@@ -1,0 +1,129 @@
+"""A detserver whose service times and failures are written down beforehand; on keep-alive connections, in asyncio."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from stub_server import BOX, MODEL, StubServer, entry
+
+GOOD = {
+    **{"implementation": "scripted", "model_set": "single", "total_inference_time_ms": 1.0},
+    **{"timings_ms": {"forward": 1.0}, "batch_size": 1},
+    "detections": [{"model_name": MODEL, "boxes": [BOX], "scores": [0.9], "labels": [1]}],
+}
+
+
+def _body(found: dict | None) -> bytes:
+    return json.dumps(GOOD | {"detections": [GOOD["detections"][0] | found] if found is not None else []}).encode()
+
+
+# Kind of an answer: its status, its body, and how many bytes of it are sent.
+KINDS: dict[str, tuple[int, bytes, int | None]] = {
+    "good": (200, _body({}), None),
+    "error": (500, b'{"detail": "broken"}', None),
+    "empty": (200, b"", None),
+    "truncated": (200, _body({}), 40),
+    "no model": (200, _body(None), None),
+    "NaN": (200, _body({"scores": [float("nan")]}), None),
+    "infinity": (200, _body({"boxes": [[0.0, 0.0, float("inf"), 1.0]]}), None),
+}
+
+# Number of a request, from 0, and seconds since the first came, to the seconds that it takes and its kind.
+Script = Callable[[int, float], tuple[float, str]]
+
+
+class ScriptedServer(StubServer):
+    """Serves one implementation, `scripted`, which answers as `script` says; a context manager.
+
+    `took_s` is what each request really took, by its number, without waiting for its turn. `lag_s` is the longest time
+    by which the server itself was late meanwhile, because its process had to wait for a core.
+
+    Args:
+        workers: requests that are served at a time, the others waiting for their turn; None: all.
+    """
+
+    def __init__(self, script: Script, workers: int | None = None) -> None:
+        super().__init__(entry("scripted"))
+        self._script = script
+        self._workers = workers
+        self._number = 0
+        self._first_s: float | None = None
+        self.took_s: dict[int, float] = {}
+        self.lag_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._turns = asyncio.Semaphore(self._workers or 10**6)
+        self._listening = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=512))
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._watch_itself(), self._loop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._listening.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(asyncio.sleep(0.05))
+        self._loop.close()
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                method, path, _ = head[0].split()
+                lengths = [line.split(":")[1] for line in head if line.lower().startswith("content-length:")]
+                await reader.readexactly(int(lengths[0]) if lengths else 0)
+                if path.startswith("/infer/"):
+                    status, body, sent = KINDS[await self._infer_scripted()]
+                else:
+                    parts, _, query = path.partition("?")
+                    pairs = dict(each.split("=") for each in query.split("&") if each)
+                    answer = self.get(parts) if method == "GET" else self.post(parts, pairs)
+                    status, body, sent = 200, json.dumps(answer).encode(), None
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:sent])
+                await writer.drain()
+                if sent is not None:
+                    return
+
+    async def _infer_scripted(self) -> str:
+        now_s = self._loop.time()
+        self._first_s = now_s if self._first_s is None else self._first_s
+        number, self._number = self._number, self._number + 1
+        async with self._turns:
+            began_s = self._loop.time()
+            service_s, kind = self._script(number, began_s - self._first_s)
+            await asyncio.sleep(service_s)
+            self.took_s[number] = self._loop.time() - began_s
+        return kind
+
+    async def _watch_itself(self) -> None:
+        while True:
+            before_s = self._loop.time()
+            await asyncio.sleep(0.005)
+            if self._number:
+                self.lag_s = max(self.lag_s, self._loop.time() - before_s - 0.005)
+
+
+def implied(arrivals_s: list[float], script: Script, workers: int | None = None) -> list[float]:
+    """Latencies in seconds of such a server by calculation, when requests arrive at these times; without the failed."""
+    free_s = [0.0] * (workers or len(arrivals_s))
+    latencies_s = []
+    for number, arrival_s in enumerate(arrivals_s):
+        turn = min(range(len(free_s)), key=free_s.__getitem__)
+        begins_s = max(arrival_s, free_s[turn])
+        service_s, kind = script(number, begins_s - arrivals_s[0])
+        free_s[turn] = begins_s + service_s
+        if kind == "good":
+            latencies_s.append(free_s[turn] - arrival_s)
+    return latencies_s
