@@ -186,8 +186,10 @@ def test_a_setting_that_cannot_be_used_ends_the_start_with_one_line(monkeypatch,
     for name, value in settings.items():
         monkeypatch.setenv(f"DETSERVER_{name.upper()}", value)
     assert main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr().err
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert reason in line
+    assert "Traceback" not in printed
 
 
 def test_a_preload_that_fails_is_told_by_ready_and_health(start_server):
