@@ -264,11 +264,13 @@ def speedup(ratio: Ratio | None) -> str:
 
 
 def _speedup(runs: Sequence[Run], baseline: Sequence[Run]) -> Ratio | None:
-    """Of the rounds that both have; baseline against itself is 1, exactly."""
+    """Of the rounds that both have; of baseline itself it is 1, and nothing is uncertain about that."""
     ours, theirs = _rps_by_round(runs), _rps_by_round(baseline)
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
+    if runs is baseline:
+        both = both[:1]
     return paired_ratio([ours[number] for number in both], [theirs[number] for number in both])
 
 
