@@ -25,9 +25,7 @@ from detbench.results import Comparison, Environment, Settings, Sweep
 def terminal_table(sweep: Sweep) -> Table:
     """The table for a terminal; what failed, and what is or may be wrong, stands out."""
     settings = sweep.settings
-    title = (
-        f"{settings.model_set} on {sweep.environment.device_name}, {_rounds(settings)}{settings.duration_s:g} s each"
-    )
+    title = f"{settings.model_set} on {sweep.environment.device_name}, {_duration(settings)} each"
     rows, columns = rows_of(sweep), columns_of(sweep)
     styles = ["red" if r.run.status != "ok" else "" if r.right else "yellow" for r in rows]
     return table_of(title, columns, [row.cells(columns) for row in rows], styles)
@@ -64,7 +62,7 @@ def markdown_table(sweep: Sweep) -> str:
     uncertain = uncertain_line(rows, columns)
     lines = [
         f"Model set {settings.model_set}, {settings.images} images of {settings.dataset}, "
-        f"{_rounds(settings)}{settings.duration_s:g} s a run, {measured_on(sweep.environment, sweep.weights, sweep.started)}",
+        f"{_duration(settings)} a run, {measured_on(sweep.environment, sweep.weights, sweep.started)}",
         "",
         answer(rows),
         "",
@@ -104,8 +102,9 @@ def markdown_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> 
     ]
 
 
-def _rounds(settings: Settings) -> str:
-    return f"{settings.repeats} rounds of " if settings.repeats > 1 else ""
+def _duration(settings: Settings) -> str:
+    rounds = f"{settings.repeats} rounds of " if settings.repeats > 1 else ""
+    return f"{rounds}{settings.duration_s:g} s"
 
 
 def _line(cells: Iterable[str]) -> str:
