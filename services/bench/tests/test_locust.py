@@ -134,6 +134,20 @@ def test_run_time_and_statistics_begin_when_the_load_does(stub, locust: Locust, 
     assert "Traceback" not in log
 
 
+def test_a_master_that_is_quicker_than_its_workers_waits_for_them(stub, locust: Locust, tmp_path: Path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import gevent\nfrom locust import events\nfrom locust.runners import WorkerRunner\n"
+        "@events.init.add_listener\ndef be_late(environment, **_):\n"
+        "    gevent.sleep(3 if isinstance(environment.runner, WorkerRunner) else 0)\n"
+        "from detbench.load.locustfile import DetectorUser\n"
+    )
+    status, log = locust.run("-f", slow, "--host", stub.host, "--processes", "2", seconds=5)
+    assert status == 0, log
+    assert "Traceback" not in log
+    assert int(locust.rows()[0]["Request Count"]) > 10
+
+
 def started_in_web_ui(process: "subprocess.Popen[str]", port: int, workers: int, **form: object) -> httpx.Client:
     """Wait for the web UI and its workers, and start two users."""
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)

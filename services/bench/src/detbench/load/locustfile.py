@@ -60,6 +60,7 @@ _SPAWNING_TAKES_S = 60.0
 _NEVER_S = 10**6
 
 _spawned = Event()
+_initialised = Event()
 
 
 class DetectorUser(FastHttpUser):
@@ -187,6 +188,13 @@ def start_process(environment: Environment, **_: Any) -> None:
 
     Locust counts `--run-time` from the moment when the listeners of this event are through.
     """
+    try:
+        _start_process(environment)
+    finally:
+        _initialised.set()
+
+
+def _start_process(environment: Environment) -> None:
     options, runner = environment.parsed_options, environment.runner
     assert options is not None
     environment.host = _host(environment.host)
@@ -212,6 +220,7 @@ def prepare_test(environment: Environment, **_: Any) -> None:
     Where the decision lies, at a master or a Locust that runs alone, no user is sent out before. A worker prepares
     while its users wait: one that does not listen to its master for a minute ends itself.
     """
+    _initialised.wait()  # a worker is connected before it is, and its master may be quicker
     _spawned.clear()
     prepared, environment.prepared = environment.prepared, False  # type: ignore[attr-defined]
     environment.process_exit_code = None
