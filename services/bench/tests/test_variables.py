@@ -65,7 +65,8 @@ ENTRY_POINTS = {
     "locust": ("locust", "-f", LOCUSTFILE, "--headless", "-t", "2s"),
     "driver": (
         *("detbench.load.driver", "--implementation", "baseline", "--model-set", "mixed", "--dataset", "sample"),
-        *("--data-dir", "data", "--max-images", "1", "--users", "1", "--duration", "1"),
+        *("--data-dir", "data", "--max-images", "1", "--duration", "1"),
+        *("--offered", '{"loop": "closed", "users": 1}'),
     ),
 }
 
