@@ -80,16 +80,15 @@ import argparse
 import gevent
 from locust.env import Environment
 from locust.runners import WorkerRunner
-from detbench.load.locustfile import export_metrics, note_spawned, prepare_test
+from detbench.load.locustfile import note_spawned, prepare_test, start_process
 options = argparse.Namespace(implementation="slow", model_set="single", dataset="sample", max_images=1,
-                             data_dir={str(data_dir)!r})
+                             data_dir={str(data_dir)!r}, metrics_port=0, processes=None)
 environment = Environment(parsed_options=options, host={stub.host!r})
 environment.runner = WorkerRunner.__new__(WorkerRunner)  # without a master
 environment.runner.greenlet = None
 told = []
 environment.runner.send_message = told.append
-environment.prepared = False
-export_metrics(environment, port=0)
+start_process(environment)
 prepare_test(environment)
 gevent.sleep(1)  # it was refused, and waits until all users are there
 prepare_test(environment)
