@@ -54,7 +54,7 @@ test: lint ## lint, types and tests
 	$(PYTEST)
 
 test-slow: install ## parity of every exact implementation, torch.compile, whole sessions (minutes)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --timeout 1500
 
 lint: install ## ruff, mypy, import-linter and hadolint
 	$(BIN)/ruff check .

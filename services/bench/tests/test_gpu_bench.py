@@ -33,7 +33,7 @@ def test_a_session_leaves_its_tables_and_an_archive_per_step(session, tmp_path: 
     assert {path.name for path in out.iterdir()} - {"gpu.csv"} == {"summary.md", "facts.txt", "first-single.tar.gz"}
     summary = (out / "summary.md").read_text()
     assert "## first of single: ok" in summary
-    (row,) = [line for line in summary.splitlines() if line.startswith("| invalid | 1 | ok |")]
+    (row,) = [line for line in summary.splitlines() if line.startswith("| invalid | 1 user | ok |")]
     assert row.endswith("| failed |")  # compared with the reference
     with tarfile.open(out / "first-single.tar.gz") as archive:
         names = {Path(name).name for name in archive.getnames()}
