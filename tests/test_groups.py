@@ -5,6 +5,6 @@ import pytest
 
 @pytest.mark.xdist_group("for the test's sake")
 def test_the_group_of_a_test_is_known_to_the_process_that_shares_tests_out(request: pytest.FixtureRequest):
-    if request.config.getoption("dist", "no") != "loadgroup" and not hasattr(request.config, "workerinput"):
-        pytest.skip("the tests run in one process")
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("tests are not shared out by their groups: pytest --numprocesses 2 --dist loadgroup")
     assert request.node.nodeid.endswith("@for the test's sake")
