@@ -1,8 +1,12 @@
 """What holds for the tests of all packages."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background lets them ignore it, and all that they start, which then never ends.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too

@@ -17,13 +17,13 @@ from detbench.results import (
     Load,
     MeasurementWarning,
     Memory,
-    Percentile,
     Run,
     Series,
     Settings,
     Sweep,
     Times,
 )
+from detbench.statistics.percentiles import Percentile
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 MODELS = ("tf_efficientdet_d0", "tf_efficientdet_d1")
@@ -35,8 +35,8 @@ def times(p50_ms: float, answered: int) -> Times:
     histogram = new_histogram()
     histogram.record_value(round(1e3 * p50_ms), answered)
     p50, p90, p99, p99_9 = (
-        Percentile(value_ms=factor * p50_ms, low_ms=0, high_ms=9e9, certified=factor < 1.6, needed=needed)
-        for factor, needed in ((1, 11), (1.2, 64), (1.5, 662), (1.8, 6636))
+        Percentile(rank, factor * p50_ms, 0, 9e9, certified=factor < 1.6, needed=needed)
+        for rank, factor, needed in ((50, 1, 11), (90, 1.2, 64), (99, 1.5, 662), (99.9, 1.8, 6636))
     )
     return Times(
         mean_ms=p50_ms, p50=p50, p90=p90, p99=p99, p99_9=p99_9, max_ms=2 * p50_ms, histogram=histogram.encode().decode()

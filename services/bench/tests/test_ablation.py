@@ -15,6 +15,7 @@ import pytest
 from made_reports import Page
 from stub_server import StubServer, entry
 
+from detbench.host import CpuShares
 from detbench.measure.ablation import batches_within
 
 # Technique, the row that it is added to, and latency.
@@ -251,6 +252,19 @@ def test_rounds_go_there_and_back_and_are_pooled(detbench, stub: StubServer, tmp
         assert [len(each) for each in timing["rounds_ms"]] == [5, 5, 5]
         assert timing["median_ms"] == pytest.approx(ROWS[step["implementation"]["name"]][2])
         assert step["comparison"]
+
+
+def test_cores_that_the_host_takes_away_are_told(detbench, stub: StubServer, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("detbench.measure.ablation.CpuWatch.shares", lambda _: CpuShares(busy=0.7, steal=0.12))
+    steps = ("--implementations", "baseline", "--repeats", "1", "--batches", "5", "--max-images", "1")
+    assert detbench("run", "--ablation", "--host", stub.host, *steps) == 0
+    (run_dir,) = (tmp_path / "outputs").glob("*-ablation")
+    line = "baseline, batches of 1: the host of this virtual machine took 12% of the cores away meanwhile"
+    assert line in capsys.readouterr().out
+    for name in ("ablation.md", "ablation.html"):
+        assert line in (run_dir / name).read_text()
+    (row,) = csv.DictReader((run_dir / "ablation.csv").open())
+    assert float(row["cpu_steal"]) == 0.12
 
 
 @pytest.mark.parametrize(

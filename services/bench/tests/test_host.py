@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detbench.measure.host import CpuShares, CpuWatch
+from detbench.host import CpuShares, CpuWatch
 
 START = "cpu  1000 10 500 8000 100 5 5 50 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
 

@@ -10,7 +10,7 @@ from detbench.report.answer import answer
 from detbench.report.comma_separated import to_csv
 from detbench.report.pooled import pooled
 from detbench.report.rows import rows_of
-from detbench.results import Run, Sweep
+from detbench.results import MeasurementWarning, Run, Sweep
 
 
 def rounds_of(implementation: str, *rps: float) -> list[Run]:
@@ -67,3 +67,13 @@ def test_a_round_that_failed_is_told():
     found = pooled([good, failed])
     assert (found.status, found.reason) == ("failed", "1 of 2 rounds: the server ended")
     assert found.load is not None
+
+
+def test_requests_are_few_or_not_in_all_rounds_together():
+    few = MeasurementWarning(code="few-requests", message="few", remedy="more")
+    late = MeasurementWarning(code="sent-late", message="late", remedy="earlier")
+    rounds = [each.model_copy(update={"warnings": [few, late]}) for each in rounds_of("fastest", 20, 20)]
+    assert [warning.code for warning in pooled(rounds).warnings] == ["sent-late"]
+    rounds = [each.model_copy(update={"warnings": [few]}) for each in rounds_of("fastest", 2, 2)]
+    (doubt,) = pooled(rounds).warnings
+    assert doubt.message.startswith("80 requests")

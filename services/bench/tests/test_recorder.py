@@ -5,10 +5,11 @@ import math
 import pytest
 
 from detbench.api.schemas import Inference
+from detbench.host import CpuShares
+from detbench.load.doubts import stolen, warnings_of
 from detbench.load.figures import load_of
 from detbench.load.recorder import Recorder, Request
 from detbench.load.tally import Tally, merged
-from detbench.measure.doubts import warnings_of
 from detbench.results import ClosedLoop, Load, OpenLoop
 
 ANSWER = Inference(
@@ -245,3 +246,10 @@ def test_a_latency_that_grows_is_a_drift_unless_the_load_has_steps():
     assert "latency-drifts" in [warning.code for warning in warnings_of(load, OPEN)]
     steps = OPEN.model_copy(update={"rate": None, "steps": "5s:20,5s:60"})
     assert "latency-drifts" not in [warning.code for warning in warnings_of(load, steps)]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "codes"), [(None, []), (CpuShares(0.9, 0.05), []), (CpuShares(0.9, 0.06), ["cores-taken"])]
+)
+def test_what_the_host_takes_away_is_doubted_from_a_twentieth_on(cpu: CpuShares | None, codes: list[str]):
+    assert [warning.code for warning in stolen(cpu)] == codes

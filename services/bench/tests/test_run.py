@@ -170,7 +170,7 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["DETSERVER_PORT"])), Handler
 def test_a_server_that_has_failed_is_waited_for(server: ServerProcess, tmp_path: Path, monkeypatch):
     assert not server.ended()
     (tmp_path / "detserver.py").write_text(FAILED_SERVER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with ServerProcess(tmp_path / "server.log") as failed:
         while not failed.ended():  # it may not listen yet
             assert failed.alive()
@@ -230,7 +230,7 @@ def test_the_load_generator_works_where_trio_is_installed(data_dir: Path, tmp_pa
             *("--model-set", "single", "--dataset", "sample", "--data-dir", str(data_dir), "--max-images", "1"),
             *("--offered", '{"loop": "closed", "users": 1}', "--duration", "1"),
         ],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=120,
@@ -314,7 +314,7 @@ def extended_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert package.origin is not None
     shutil.copytree(Path(package.origin).parent, tmp_path / "extended" / "detserver")
     (tmp_path / "extended" / "detserver" / "implementations" / "newcomer.py").write_text(NEW_IMPLEMENTATION)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extended"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extended"), prepend=os.pathsep)
 
 
 @pytest.mark.slow

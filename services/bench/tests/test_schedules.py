@@ -186,6 +186,10 @@ ONE_NUMBER = "one number a line: seconds from the start, 0 or more"
     ("content", "message"),
     [
         (b"0\n2\n1\n", "{}, line 3: 1.0 comes after 2.0; sort the lines by time"),
+        (
+            b"1764000000\n1764000001\n",
+            "{} begins at 1764000000 s, after more than a day; subtract that from every line",
+        ),
         (b"# t\n\n0\n-1\n", "{}, line 4: '-1' is no arrival time; write " + ONE_NUMBER),
         (b"0\nNaN\n", "{}, line 2: 'NaN' is no arrival time; write " + ONE_NUMBER),
         (b"nan\n0\n", "{}, line 1: 'nan' is no arrival time; write " + ONE_NUMBER),

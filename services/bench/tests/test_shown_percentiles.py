@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -120,7 +121,7 @@ def test_the_sentence_of_an_open_loop_builds_on_no_uncertain_percentile(tmp_path
         assert each.load is not None
         assert each.load.latency is not None
         latency = each.load.latency
-        changes = {name: getattr(latency, name).model_copy(update={"certified": False}) for name in names}
+        changes = {name: replace(getattr(latency, name), certified=False) for name in names}
         load = each.load.model_copy(update={"latency": latency.model_copy(update=changes)})
         return each.model_copy(update={"load": load})
 

@@ -88,7 +88,8 @@ class _Forked:
 
     def __init__(self, log_file: Path, variables: dict[str, str]) -> None:
         log_file.touch()
-        with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        with mock.patch.dict(os.environ, PYTHONPATH=path):
             forkserver.ensure_running()
         self._process = _CONTEXT.Process(target=_serve, args=(log_file, variables))
         self._process.start()

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from detbench.api.schemas import ModelWeights
+from detbench.host import CpuShares
 from detbench.results import Comparison, Environment, ImplementationInfo, Memory, Record
 
 
@@ -35,6 +36,9 @@ class Timing(Record):
     upper_quartile_ms: float
     images_per_s: float = Field(description="batch_size / median")
     memory: Memory
+    cpu: CpuShares | None = Field(
+        default=None, description="of all cores of the machine that measured, in the round in which most was stolen"
+    )
     gain: Gain | None = None
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from detbench.api.schemas import ModelWeights
+from detbench.host import CpuShares
+from detbench.statistics.percentiles import Percentile
 
 # The implementation that references are made with, and speed-ups are relative to.
 BASELINE = "baseline"
@@ -94,16 +96,6 @@ class Settings(Record):
     server: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict, description="the server's own settings, as it reports them"
     )
-
-
-class Percentile(Record):
-    """One percentile with its 95 % interval, in ms; infinite where it falls on a failure."""
-
-    value_ms: float
-    low_ms: float
-    high_ms: float
-    certified: bool = Field(description="whether there are `needed` requests; if not, it is uncertain")
-    needed: int
 
 
 class Times(Record):
@@ -226,6 +218,7 @@ class Run(Record):
     ended: datetime | None = None
     load: Load | None = None
     memory: Memory | None = None
+    cpu: CpuShares | None = Field(default=None, description="of all cores of the machine that measured, meanwhile")
 
 
 class ErrorFigures(Record):

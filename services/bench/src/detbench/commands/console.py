@@ -1,13 +1,13 @@
 """Results on the terminal that the subcommands print to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
 from detbench.ablation_results import Ablation
-from detbench.report.ablation import comparisons_of, terminal_tables
+from detbench.report.ablation import comparisons_of, notes_of, terminal_tables
 from detbench.report.answer import answer
 from detbench.report.rows import columns_of, ground_truth_notes, rows_of, uncertain_line
 from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
@@ -45,7 +45,7 @@ def print_ablation(ablation: Ablation) -> None:
     print_tables(*terminal_tables(ablation))
     if comparisons:
         print_tables(output_error_table(comparisons))
-    print_notes(comparisons)
+    _print_lines(notes_of(ablation))
 
 
 def print_differences(a: Sweep, b: Sweep, other_machine: bool) -> None:
@@ -58,11 +58,14 @@ def print_differences(a: Sweep, b: Sweep, other_machine: bool) -> None:
     title = f"B ({b.started:%Y-%m-%d %H:%M}) against A ({a.started:%Y-%m-%d %H:%M}), {a.settings.model_set}"
     styles = [_STYLES.get(each.verdict, "") for each in found]
     print_tables(table_of(title, COLUMNS, [each.cells() for each in found], styles))
-    if line := advice(found):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    _print_lines([line] if (line := advice(found)) else [])
 
 
 def print_notes(comparisons: Sequence[Comparison]) -> None:
     """Print why there is no mAP, and what does not count in it, a line each."""
-    for note in ground_truth_notes(comparisons):
-        Console().print(note, markup=False, highlight=False, soft_wrap=True)
+    _print_lines(ground_truth_notes(comparisons))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)

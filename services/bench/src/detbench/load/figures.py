@@ -5,7 +5,7 @@ import math
 from hdrh.histogram import HdrHistogram
 
 from detbench.load.tally import Tally
-from detbench.results import ClosedLoop, Lateness, Load, OpenLoop, Percentile, Series, Times
+from detbench.results import ClosedLoop, Lateness, Load, OpenLoop, Series, Times
 from detbench.statistics.percentiles import histogram_percentiles
 
 
@@ -47,16 +47,7 @@ def times_of(encoded: str, failures: int) -> Times | None:
     answered = histogram.get_total_count()
     if answered + failures == 0:
         return None
-    p50, p90, p99, p99_9 = (
-        Percentile(
-            value_ms=each.value_ms,
-            low_ms=each.low_ms,
-            high_ms=each.high_ms,
-            certified=each.certified,
-            needed=each.needed,
-        )
-        for each in histogram_percentiles(histogram, failures)
-    )
+    p50, p90, p99, p99_9 = histogram_percentiles(histogram, failures)
     return Times(
         mean_ms=histogram.get_mean_value() / 1e3 if answered else None,
         p50=p50,

@@ -223,7 +223,8 @@ def read_trace(path: Path) -> Trace:
     Blank lines are left out, what follows a # is a comment, and a first line without a digit is a header.
 
     Raises:
-        DetbenchError: the file cannot be read, holds no time, or a line that is none or is out of order.
+        DetbenchError: the file cannot be read, holds no time, a line that is none or is out of order, or begins more
+            than a day after the start.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -245,6 +246,8 @@ def read_trace(path: Path) -> Trace:
         if times and time_s < times[-1]:
             raise DetbenchError(f"{path}, line {number}: {time_s} comes after {times[-1]}; sort the lines by time")
         times.append(time_s)
+    if times[0] > _LATEST_START_S:
+        raise DetbenchError(f"{path} begins at {times[0]:.0f} s, after more than a day; subtract that from every line")
     return Trace(path, tuple(times))
 
 
@@ -258,6 +261,7 @@ def photo_of(number: int, photos: int, seed: int) -> int:
 
 
 _BLOCK = 1024  # gaps drawn at a time; the size changes no number
+_LATEST_START_S = 86_400.0  # what is later is the time of day or of the calendar
 _FORMAT = "one number a line: seconds from the start, 0 or more"
 _STEP = re.compile(r"(\d+(?:\.\d+)?)([smh]):(\d+(?:\.\d+)?)", re.ASCII)
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}

@@ -17,6 +17,7 @@ from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
+from detbench.host import CpuShares, CpuWatch
 from detbench.measure.attribution import attributed
 from detbench.measure.progress import SweepProgress
 from detbench.measure.servers import Server, Servers
@@ -125,13 +126,14 @@ class AblationRunner:
                 what = f"{status.name}, batches of {batch_size}{f', round {number}' if plan.repeats > 1 else ''}"
                 self._progress.doing(what)
                 with self._session.trouble(what, server):
-                    rounds_ms, memory = self._time(server, status.name, batch_size)
-                    timing = _with_round(step.timing(batch_size), batch_size, rounds_ms, memory)
+                    watch = CpuWatch()
+                    latencies_ms, memory = self._time(server, status.name, batch_size)
+                    timing = _with_round(step.timing(batch_size), batch_size, latencies_ms, memory, watch.shares())
                     others = [each for each in step.timings if each.batch_size != batch_size]
                     timings = sorted([*others, timing], key=lambda each: each.batch_size)
                     step = step.model_copy(update={"timings": timings})
                     self._keep(step)
-                    self._progress.say(f"{what}: {np.median(rounds_ms):.1f} ms")
+                    self._progress.say(f"{what}: {np.median(latencies_ms):.1f} ms")
                 if not server.alive():
                     return
                 self._progress.run_done(CELL_S / plan.repeats)
@@ -209,8 +211,11 @@ def label_of(status: ImplementationStatus) -> str:
     return status.technique if status.adds_to is None else f"+ {status.technique}"
 
 
-def _with_round(known: Timing | None, batch_size: int, latencies_ms: list[float], memory: Memory) -> Timing:
-    """A timing with one round more; its memory is that of the round with the higher peak."""
+def _with_round(
+    known: Timing | None, batch_size: int, latencies_ms: list[float], memory: Memory, cpu: CpuShares | None
+) -> Timing:
+    """A timing with one round more; its memory and CPU shares are of the round with the higher peak, or steal."""
+    shares = [each for each in (cpu, known and known.cpu) if each]
     rounds_ms = [*(known.rounds_ms if known else []), latencies_ms]
     memories = [memory, *([known.memory] if known else [])]
     lower, median, upper = np.percentile(np.concatenate(rounds_ms), (25, 50, 75)).tolist()
@@ -222,6 +227,7 @@ def _with_round(known: Timing | None, batch_size: int, latencies_ms: list[float]
         upper_quartile_ms=upper,
         images_per_s=1e3 * batch_size / median,
         memory=max(memories, key=lambda each: each.peak_mb or 0.0),
+        cpu=max(shares, key=lambda each: each.steal, default=None),
     )
 
 

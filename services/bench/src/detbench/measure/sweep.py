@@ -8,7 +8,8 @@ from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
-from detbench.measure.doubts import warnings_of
+from detbench.host import CpuWatch
+from detbench.load.doubts import stolen, warnings_of
 from detbench.measure.generators import LoadRequest, run_load
 from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
@@ -147,8 +148,9 @@ class SweepRunner:
         )
         try:
             server.client.reset_peaks()
+            watch = CpuWatch()
             load = run_load(request, lambda message: self._on_message(server, what, message))
-            run = _judged(run, load).model_copy(update={"memory": server.memory()})
+            run = _judged(run.model_copy(update={"cpu": watch.shares(), "memory": server.memory()}), load)
         except ServerError as error:
             run = run.model_copy(update={"reason": server.reason(error)})
         run = run.model_copy(update={"ended": _now()})
@@ -228,7 +230,8 @@ def _judged(run: Run, load: Load) -> Run:
         if load.errors:
             reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
         return run.model_copy(update={"load": load, "reason": reason})
-    return run.model_copy(update={"status": "ok", "load": load, "warnings": warnings_of(load, run.offered)})
+    warnings = [*warnings_of(load, run.offered), *stolen(run.cpu)]
+    return run.model_copy(update={"status": "ok", "load": load, "warnings": warnings})
 
 
 def _in_short(load: Load) -> str:

@@ -6,6 +6,7 @@ import io
 from rich.table import Table
 
 from detbench.ablation_results import Ablation, Gain, Step, Timing
+from detbench.load.doubts import stolen
 from detbench.report.comma_separated import memory_fields
 from detbench.report.rows import (
     ERROR_COLUMNS,
@@ -112,10 +113,21 @@ def ablation_markdown(ablation: Ablation) -> str:
         *markdown_lines(COST_COLUMNS, map(cost_cells, ablation.steps)),
         *output_error_lines(comparisons_of(ablation)),
     ]
-    missing = [f"- {name} is left out: {reason}" for name, reason in ablation.left_out.items()]
-    missing += [f"- {note}" for note in ground_truth_notes(comparisons_of(ablation))]
+    missing = [f"- {note}" for note in notes_of(ablation)]
     missing += [f"- problem: {problem.splitlines()[0]}" for problem in ablation.problems]
     return "\n".join([*lines, *(["", *missing] if missing else []), ""])
+
+
+def notes_of(ablation: Ablation) -> list[str]:
+    """What is missing, and what to doubt, a line each."""
+    taken = [
+        f"{step.implementation.name}, batches of {timing.batch_size}: {doubt.message}; {doubt.remedy}"
+        for step in ablation.steps
+        for timing in step.timings
+        for doubt in stolen(timing.cpu)
+    ]
+    left_out = [f"{name} is left out: {reason}" for name, reason in ablation.left_out.items()]
+    return [*left_out, *taken, *ground_truth_notes(comparisons_of(ablation))]
 
 
 def ablation_csv(ablation: Ablation) -> str:
@@ -178,6 +190,8 @@ def _record(ablation: Ablation, step: Step, timing: Timing | None) -> dict[str, 
         "share": gain.share if gain else None,
         "on_path": gain.on_path if gain else None,
         **memory_fields(timing.memory if timing else None),
+        "cpu_busy": timing.cpu.busy if timing and timing.cpu else None,
+        "cpu_steal": timing.cpu.steal if timing and timing.cpu else None,
         "exact": info.exact,
         "precision": info.precision,
         "load_s": info.load_s,

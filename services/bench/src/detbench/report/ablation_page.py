@@ -5,12 +5,20 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from detbench.ablation_results import Ablation, Step
-from detbench.report.ablation import COST_COLUMNS, GAIN_COLUMNS, comparisons_of, cost_cells, gain_rows, is_doubtful
+from detbench.report.ablation import (
+    COST_COLUMNS,
+    GAIN_COLUMNS,
+    comparisons_of,
+    cost_cells,
+    gain_rows,
+    is_doubtful,
+    notes_of,
+)
 from detbench.report.answer import memory_clause
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, Plots, svg
-from detbench.report.rows import duration, ground_truth_notes
+from detbench.report.rows import duration
 from detbench.results import BASELINE
 
 
@@ -29,7 +37,7 @@ def ablation_page(ablation: Ablation) -> str:
         error_plot=Plots([], comparisons).output_error(),
         error_columns=output_error_columns(comparisons),
         errors=[("", cells) for cells in output_error_rows(comparisons)],
-        ground_truth_notes=ground_truth_notes(comparisons),
+        notes=notes_of(ablation),
         reasons={each.implementation: each.reasons for each in comparisons if each.reasons},
         random_weights=[model.model_name for model in ablation.weights if model.source == "random"],
     )

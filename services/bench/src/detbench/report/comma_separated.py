@@ -1,11 +1,11 @@
-"""results.csv: every figure with all its digits, a row per implementation and load; what is infinite is ∞."""
+"""results.csv: every figure with all its digits, a row per implementation and load; what is infinite is inf."""
 
 import csv
 import io
-import math
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import Comparison, ErrorFigures, Lateness, Memory, Percentile, Record, Sweep, Times
+from detbench.results import Comparison, ErrorFigures, Lateness, Memory, Record, Sweep, Times
+from detbench.statistics.percentiles import Percentile
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
 _LOAD = ("window_s", "issued", "answered", "failed", "dropped", "offered_rps", "rps", "batch_size_mean")
@@ -45,6 +45,8 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "generator_cpu_percent": max(load.generator_cpu_percent, default=None) if load else None,
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
         **memory_fields(run.memory),
+        "cpu_busy": run.cpu.busy if run.cpu else None,
+        "cpu_steal": run.cpu.steal if run.cpu else None,
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
         **_ground_truth(sweep, comparison),
         "gate": row.gate,
@@ -81,16 +83,12 @@ def _times(prefix: str, times: Times | None) -> dict[str, object]:
     for name in _PERCENTILES:
         each: Percentile | None = getattr(times, name, None)
         found |= {
-            f"{prefix}{name}_ms": _number(each.value_ms) if each else None,
-            f"{prefix}{name}_low_ms": _number(each.low_ms) if each else None,
-            f"{prefix}{name}_high_ms": _number(each.high_ms) if each else None,
+            f"{prefix}{name}_ms": each.value_ms if each else None,
+            f"{prefix}{name}_low_ms": each.low_ms if each else None,
+            f"{prefix}{name}_high_ms": each.high_ms if each else None,
             f"{prefix}{name}_certified": each.certified if each else None,
         }
-    return found | {f"{prefix}max_ms": _number(times.max_ms) if times else None}
-
-
-def _number(value: float) -> float | str:
-    return "∞" if math.isinf(value) else value
+    return found | {f"{prefix}max_ms": times.max_ms if times else None}
 
 
 def _fields(record: Record | None, names: tuple[str, ...]) -> dict[str, object]:

@@ -2,31 +2,44 @@
 
 from collections.abc import Iterable, Sequence
 
+from detbench.load.doubts import FEW_REQUESTS, few_requests
 from detbench.load.figures import times_of
 from detbench.load.tally import added, summed
-from detbench.results import Lateness, Load, Run, Series, Times
+from detbench.results import Lateness, Load, MeasurementWarning, Run, Series, Times
 
 
 def pooled(rounds: Sequence[Run]) -> Run:
-    """One run of several rounds; it is ok where all of them are, and its memory is that of the highest peak."""
+    """One run of several rounds; it is ok where all of them are.
+
+    Its memory is that of the highest peak, its CPU shares those of the round in which most was stolen.
+    """
     if len(rounds) == 1:
         return rounds[0]
     bad = [run for run in rounds if run.status != "ok"]
     measured = [run.load for run in rounds if run.status == "ok" and run.load]
+    load = _load(measured) if measured else None
     return rounds[0].model_copy(
         update={
             "round": 1,
             "status": bad[0].status if bad else "ok",
             "reason": f"{len(bad)} of {len(rounds)} rounds: {bad[0].reason}" if bad else None,
-            "warnings": list({warning.code: warning for run in reversed(rounds) for warning in run.warnings}.values()),
+            "warnings": _warnings(rounds, load),
             "started": min((run.started for run in rounds if run.started), default=None),
             "ended": max((run.ended for run in rounds if run.ended), default=None),
-            "load": _load(measured) if measured else None,
+            "load": load,
+            "cpu": max((run.cpu for run in rounds if run.cpu), key=lambda cpu: cpu.steal, default=None),
             "memory": max(
                 (run.memory for run in rounds if run.memory), key=lambda memory: memory.peak_mb or 0.0, default=None
             ),
         }
     )
+
+
+def _warnings(rounds: Sequence[Run], load: Load | None) -> list[MeasurementWarning]:
+    """Each doubt once, as the first round that has it says it; whether there are enough requests is of all together."""
+    found = {warning.code: warning for run in reversed(rounds) for warning in run.warnings}
+    found.pop(FEW_REQUESTS, None)
+    return [*found.values(), *(few_requests(load) if load else ())]
 
 
 def _load(loads: Sequence[Load]) -> Load:

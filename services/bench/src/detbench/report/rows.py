@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from detbench.report.pooled import pooled
-from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, OpenLoop, Percentile, Run, Sweep, Times
+from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, OpenLoop, Run, Sweep, Times
+from detbench.statistics.percentiles import Percentile
 from detbench.statistics.ratios import Ratio, paired_ratio
 
 NOT_APPLICABLE = "n/a"

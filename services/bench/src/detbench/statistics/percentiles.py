@@ -12,7 +12,6 @@ from functools import cache
 import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import ArrayLike
-from scipy.stats import binom, nbinom
 
 RANKS = (50.0, 90.0, 99.0, 99.9)
 
@@ -95,6 +94,8 @@ def answers_needed(rank: float) -> int:
     Args:
         rank: in percent, above 0 and below 100.
     """
+    from scipy.stats import nbinom  # takes a second, which everything that reads a result would wait for
+
     late = 2
     return late + int(nbinom.ppf(CERTIFICATE_CONFIDENCE, late, 1 - rank / 100))
 
@@ -131,5 +132,7 @@ def _interval_ranks(total: int, rank: float) -> tuple[int, int]:
     Returns:
         The lower one, 0 if there is none, and the upper one, `total` + 1 if there is none.
     """
+    from scipy.stats import binom
+
     tail = (1 - CONFIDENCE) / 2
     return int(binom.ppf(tail, total, rank / 100)), int(binom.isf(tail, total, rank / 100)) + 1

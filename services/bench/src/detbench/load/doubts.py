@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from detbench.host import CpuShares
 from detbench.results import ClosedLoop, Load, MeasurementWarning, OpenLoop
 from detbench.statistics.drift import Trend, latency_trend, rate_trend
+
+FEW_REQUESTS = "few-requests"
 
 # Locust's own warning starts at 90 %: above it the generator, not the server, may set the rate.
 _BUSY_CPU_PERCENT = 90.0
@@ -13,15 +16,28 @@ _ACHIEVED = 0.95
 _LATE_MS = 2.0
 _LATE_SHARE = 0.05
 
+MOST_STEAL = 0.05
+"""Share of the cores that the host may take away before a figure is doubted, as the contract says."""
+
 
 def warnings_of(load: Load, offered: ClosedLoop | OpenLoop) -> list[MeasurementWarning]:
     """The doubts about `load`, which was to be `offered`."""
-    found = [*_failures(load), *_generator(load), *_few(load)]
+    found = [*_failures(load), *_generator(load), *few_requests(load)]
     if isinstance(offered, OpenLoop):
         found += [*_not_offered(load, offered), *_late(load)]
     if isinstance(offered, ClosedLoop) or offered.steady:
         found += _drift(load)
     return found
+
+
+def stolen(cpu: CpuShares | None) -> Iterator[MeasurementWarning]:
+    """The doubt that the machine's host took cores away; nothing where it did not, or nobody knows."""
+    if cpu is not None and cpu.steal > MOST_STEAL:
+        yield MeasurementWarning(
+            code="cores-taken",
+            message=f"the host of this virtual machine took {cpu.steal:.0%} of the cores away meanwhile",
+            remedy="measure again when it is quiet, or on a machine of its own",
+        )
 
 
 def _failures(load: Load) -> Iterator[MeasurementWarning]:
@@ -46,10 +62,11 @@ def _generator(load: Load) -> Iterator[MeasurementWarning]:
         )
 
 
-def _few(load: Load) -> Iterator[MeasurementWarning]:
+def few_requests(load: Load) -> Iterator[MeasurementWarning]:
+    """The doubt that there are too few requests for p99; nothing where there are enough."""
     if load.latency is not None and not load.latency.p99.certified:
         yield MeasurementWarning(
-            code="few-requests",
+            code=FEW_REQUESTS,
             message=f"{load.issued:,} requests do not certify p99, which needs {load.latency.p99.needed:,}",
             remedy="raise --duration; until then p99 may be chance",
         )
