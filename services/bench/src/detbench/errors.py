@@ -23,5 +23,11 @@ class ServerError(DetbenchError):
         self.status = status
 
 
+class LimitMissed(DetbenchError):
+    """A limit that the user set is not held, or what it is set to was not measured."""
+
+    exit_code = 3
+
+
 class MalformedOutput(DetbenchError):
     """A response is malformed: lists of different length, a model missing, a NaN or an infinity."""

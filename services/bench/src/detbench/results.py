@@ -3,6 +3,7 @@
 Times are seconds and sizes bytes, unless a name says otherwise: `_ms` and `_mb` are for people.
 """
 
+import math
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -78,6 +79,39 @@ class OpenLoop(Record):
 Offered = Annotated[ClosedLoop | OpenLoop, Field(discriminator="loop")]
 
 
+class Objective(Record):
+    """A limit that the user sets, part of a service level objective (SLO). `str()` is for a person to read."""
+
+    figure: Literal["p50", "p90", "p99", "p99.9", "max", "errors", "memory"]
+    limit: float = Field(description="ms of a latency; of errors their share, from 0 to 1; MB of memory at its peak")
+
+    def __str__(self) -> str:
+        return f"{self.figure} ≤ {self.text(self.limit)}"
+
+    def text(self, value: float) -> str:
+        """A value of the figure with its unit."""
+        if math.isinf(value):
+            return "∞"
+        match self.figure:
+            case "errors":
+                return f"{100 * value:.3g} %"
+            case "memory":
+                return f"{value:,.0f} MB"
+            case _:
+                return f"{value:,.4g} ms" if value < 1e4 else f"{value:,.0f} ms"
+
+
+class Miss(Record):
+    """A limit that a run does not hold."""
+
+    objective: Objective
+    seen: float | None = Field(description="in the unit of the limit; None where nothing was measured")
+
+    def __str__(self) -> str:
+        seen = "not measured" if self.seen is None else self.objective.text(self.seen)
+        return f"{self.objective.figure} {seen}"
+
+
 class Settings(Record):
     """What the sweep was asked to do."""
 
@@ -87,9 +121,14 @@ class Settings(Record):
     processes: int = Field(description="that send each load together")
     repeats: int = Field(default=1, description="rounds; every second one measures in the opposite order")
     duration_s: float
+    until: str | None = Field(default=None, description="the percentile that a run is lengthened for")
+    max_duration_s: float | None = Field(default=None, description="of a run that is lengthened, at most")
     warmup_requests: int
+    slo: list[Objective] = Field(default_factory=list, description="limits that every run is to hold")
     dataset: str
     images: int
+    compare_outputs: bool
+    concurrency: int = Field(description="requests in flight while outputs are compared")
     host: str | None = Field(
         description="base URL of the server that measured all; None: each implementation had a server of its own"
     )
@@ -202,6 +241,7 @@ class MeasurementWarning(Record):
     code: str
     message: str
     remedy: str
+    invalidates: bool = Field(description="whether no decision may be built on the figures")
 
 
 class Run(Record):
@@ -211,14 +251,22 @@ class Run(Record):
     implementation: str
     model_set: str
     offered: Offered
-    status: Literal["ok", "failed", "not_run"]
+    verdict: Literal["valid", "invalid", "failed", "not_run"] = Field(
+        description="invalid: measured, but some warning invalidates it; see detbench.verdict"
+    )
     reason: str | None = Field(default=None, description="why a run failed or was not made")
     warnings: list[MeasurementWarning] = Field(default_factory=list)
+    missed: list[Miss] = Field(default_factory=list, description="of the settings' `slo`, what it does not hold")
     started: datetime | None = None
     ended: datetime | None = None
     load: Load | None = None
     memory: Memory | None = None
     cpu: CpuShares | None = Field(default=None, description="of all cores of the machine that measured, meanwhile")
+
+    @property
+    def measured(self) -> bool:
+        """Whether it has figures, good or doubtful."""
+        return self.verdict in ("valid", "invalid")
 
 
 class ErrorFigures(Record):
@@ -318,7 +366,7 @@ class ImplementationInfo(Record):
 class Sweep(Record):
     """Everything that one `detbench run` measured."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     started: datetime
     ended: datetime | None = Field(default=None, description="None while it runs, and for ever when it was killed")
     settings: Settings

@@ -9,7 +9,7 @@ from rich.table import Table
 from detbench.ablation_results import Ablation
 from detbench.report.ablation import comparisons_of, notes_of, terminal_tables
 from detbench.report.answer import answer
-from detbench.report.rows import columns_of, ground_truth_notes, rows_of, uncertain_line
+from detbench.report.rows import columns_of, doubt_lines, ground_truth_notes, rows_of, uncertain_line
 from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
 from detbench.report.versus import COLUMNS, advice, differences
 from detbench.results import Comparison, Sweep
@@ -32,6 +32,8 @@ def print_sweep(sweep: Sweep) -> None:
     print_tables(terminal_table(sweep))
     if uncertain := uncertain_line(rows, columns_of(sweep)):
         Console().print(f"{uncertain}\n", markup=False, highlight=False, soft_wrap=True)
+    if doubts := doubt_lines(rows):
+        _print_lines([*doubts, ""])
     print_tables(implementations_table(sweep))
     if sweep.comparisons:
         print_tables(output_error_table(sweep.comparisons))

@@ -13,6 +13,8 @@ from detbench.datasets import Dataset, fetch_or_open
 from detbench.measure.revision import git_revision
 from detbench.measure.selection import ALL
 from detbench.measure.server_process import ServerProcess
+from detbench.results import Objective
+from detbench.slo import objective
 from detbench.variables import of_variable, positive_int
 
 _QUEUE_SIZE = 32  # detserver's default
@@ -32,6 +34,14 @@ def concurrency(text: str) -> int:
     if value > _QUEUE_SIZE:
         raise argparse.ArgumentTypeError(f"must be {_QUEUE_SIZE} or less")
     return value
+
+
+def limit(text: str) -> Objective:
+    """A limit such as p99=200ms, for argparse."""
+    try:
+        return objective(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_implementations_option(parser: argparse.ArgumentParser, verb: str) -> None:

@@ -11,25 +11,40 @@ from pathlib import Path
 from rich.console import Console
 
 from detbench.commands.console import print_ablation, print_sweep
-from detbench.commands.offered import DEFAULT_USERS, PROCESS_RPS, add_open_loop_options, is_open_loop, offered_load
+from detbench.commands.offered import PROCESS_RPS, add_open_loop_options, is_open_loop, offered_load
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
     add_implementations_option,
     add_server_options,
+    limit,
     opened_dataset,
     own_server,
     positive_float,
 )
-from detbench.errors import DetbenchError
+from detbench.datasets import fetch_or_open
+from detbench.errors import DetbenchError, LimitMissed, ServerError
 from detbench.measure.ablation import AblationPlan, AblationRunner
+from detbench.measure.lengthening import Until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.selection import ALL
 from detbench.measure.servers import OwnServers, ServerAt, Servers
 from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
-from detbench.report import write_ablation_reports, write_reports
+from detbench.report import read_sweep, write_ablation_reports, write_reports
+from detbench.report.rows import rows_of
+from detbench.results import ClosedLoop, OpenLoop, Sweep
+from detbench.slo import FIGURES
 from detbench.variables import of_variable, port, positive_int
+
+_MAX_DURATION_S = 600.0
+
+# What --resume takes from the run.
+_OF_THE_PLAN = (
+    *("implementations", "model_set", "dataset", "max_images", "concurrency", "compare_outputs", "slo"),
+    *("users", "rate", "steps", "trace", "arrivals", "burstiness", "seed", "max_in_flight"),
+    *("duration", "until", "max_duration", "warmup", "repeats", "processes", "ablation"),
+)
 
 NAME = "run"
 SUMMARY = "load implementations one after the other, and report"
@@ -43,6 +58,14 @@ with the reference, which is made when there is none of these weights and images
   detbench run --implementations baseline invalid --model-set mixed --users 1 4 8 --duration 30 --compare-outputs
   detbench run --implementations fastest --rate 20 --arrivals poisson --duration 60
   detbench run --implementations fastest --steps 30s:5,30s:10,30s:20 --arrivals constant
+
+Every run has a verdict: valid, or invalid with reasons and what to do about them (the generator was the limit, the rate
+was not achieved, figures drifted, the machine's host took cores away, …). --strict makes an invalid run an exit status.
+--until lengthens each run until a percentile is certified by enough requests. --slo sets limits that runs must hold:
+
+  detbench run --implementations fastest --rate 20 --until p99 --slo p99=200ms --slo errors=0.1% --strict
+
+A run that was broken off goes on where it stopped, on the same machine, with --resume; what it has is not measured again.
 
 With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
 HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. The server names the
@@ -64,7 +87,8 @@ Everything goes to outputs/<time>-<model set>/: results.json (after every run), 
 the detections and the log of each server; of an ablation to outputs/<time>-<model set>-ablation/: ablation.json (after
 every cell), .csv, .md and .html.
 
-Exit status: 0 all was measured and every implementation that claims to be exact is; 1 not so; 2 nothing was measured.
+Exit status: 0 all was measured and every implementation that claims to be exact is; 1 not so, or with --strict a run is
+invalid; 2 nothing was measured; 3 a limit of --slo is missed, by what was not measured, too.
 """
 
 
@@ -84,6 +108,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive_float,
         metavar="S",
         help="seconds of each run (default: 30, or what --steps or --trace takes, which a shorter one cuts off)",
+    )
+    parser.add_argument(
+        "--until",
+        choices=("p50", "p90", "p99", "p99.9"),
+        help="lengthen each run until so many requests were sent that they certify this percentile",
+    )
+    parser.add_argument(
+        "--max-duration",
+        type=positive_float,
+        metavar="S",
+        help=f"seconds of a run that is lengthened, at most (default: {_MAX_DURATION_S:g})",
+    )
+    parser.add_argument(
+        "--slo",
+        action="append",
+        type=limit,
+        default=[],
+        metavar="LIMIT",
+        help="a limit that every run must hold, several of them one by one: p99=200ms, errors=0.1%%, memory=1500MB; of "
+        + ", ".join(FIGURES),
+    )
+    parser.add_argument("--strict", action="store_true", help="exit status 1 where the verdict on a run is invalid")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with this run, which was broken off, as it was asked for: its folder in outputs/",
     )
     parser.add_argument(
         "--warmup", type=positive_int, default=5, metavar="N", help="requests before the first run (default: 5)"
@@ -127,50 +178,110 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="batches timed in each round; default: as 10 s hold in all rounds, from 5 to 200",
     )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
+    parser.set_defaults(defaults={name: parser.get_default(name) for name in _OF_THE_PLAN})
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
-    if options.ablation and is_open_loop(options):
-        raise DetbenchError("an ablation times batches without load; leave out --rate, --steps and --trace")
+    if options.ablation and (is_open_loop(options) or options.slo or options.until):
+        raise DetbenchError("an ablation times batches without load; leave out --rate, --steps, --trace, --slo, --until")
+    if options.max_duration and not options.until:
+        raise DetbenchError("--max-duration is of a run that is lengthened; add --until p99")
     if not options.ablation and (options.batch_sizes or options.batches or options.reverse):
         raise DetbenchError("--batch-sizes, --batches and --reverse are of the ablation; add --ablation")
     console = Console()
-    subject = Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency)
-    names = tuple(options.implementations) if options.implementations else None
-    return (_ablate if options.ablation else _sweep)(options, subject, names, console)
+    if options.ablation:
+        return _ablate(options, console)
+    try:
+        return _sweep(options, console)
+    except ServerError as error:
+        if not options.slo:
+            raise
+        raise LimitMissed(f"{error}; what is not measured misses its limits") from error
 
 
-def _sweep(options: argparse.Namespace, subject: Subject, names: tuple[str, ...] | None, console: Console) -> int:
-    offered, duration_s = offered_load(options)
-    plan = Plan(
-        implementations=names,
-        subject=subject,
-        offered=offered,
-        processes=options.processes,
-        repeats=options.repeats or 1,
-        duration_s=duration_s,
-        warmup_requests=options.warmup,
-        dataset_name=options.dataset,
-        data_dir=options.data_dir,
-        compare_outputs=options.compare_outputs,
-        metrics_port=options.metrics_port,
-    )
-    run_dir = new_run_dir(options.outputs_dir, options.model_set)
+def _sweep(options: argparse.Namespace, console: Console) -> int:
+    broken_off = _broken_off(options) if options.resume else None
+    plan = _plan_of(broken_off, options) if broken_off else _plan(options)
+    run_dir = options.resume or new_run_dir(options.outputs_dir, options.model_set)
     with SweepProgress(console) as progress:
-        runner = SweepRunner(plan, run_dir, _servers(options, run_dir, progress), progress)
+        runner = SweepRunner(plan, run_dir, _servers(options, run_dir, progress, plan.offered), progress, broken_off)
         runner.prepare()
         try:
             sweep = runner.run()
         finally:
             write_reports(run_dir)
     print_sweep(sweep)
-    return _ended(sweep.problems, run_dir / "report.html", console)
+    status = _ended(sweep.problems, run_dir / "report.html", console)
+    runs = [row.run for row in rows_of(sweep)]
+    if any(run.missed for run in runs):
+        return LimitMissed.exit_code
+    return 1 if options.strict and any(run.verdict == "invalid" for run in runs) else status
 
 
-def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...] | None, console: Console) -> int:
+def _plan(options: argparse.Namespace) -> Plan:
+    offered, duration_s = offered_load(options)
+    until = Until(options.until, options.max_duration or _MAX_DURATION_S) if options.until else None
+    if until and not all(isinstance(each, ClosedLoop) or each.steady for each in offered):
+        raise DetbenchError("--until cannot lengthen --steps or --trace, which have an end; leave it out")
+    return Plan(
+        implementations=tuple(options.implementations) if options.implementations else None,
+        subject=Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency),
+        offered=offered,
+        processes=options.processes,
+        repeats=options.repeats or 1,
+        duration_s=duration_s,
+        until=until,
+        warmup_requests=options.warmup,
+        slo=tuple(options.slo),
+        dataset_name=options.dataset,
+        data_dir=options.data_dir,
+        compare_outputs=options.compare_outputs,
+        metrics_port=options.metrics_port,
+    )
+
+
+def _broken_off(options: argparse.Namespace) -> Sweep:
+    """The run of `--resume`.
+
+    Raises:
+        DetbenchError: it cannot be read, has ended, or other options ask for something else than it did.
+    """
+    sweep = read_sweep(options.resume)
+    if sweep.ended is not None:
+        raise DetbenchError(f"{options.resume} was measured to its end; nothing is left to resume")
+    if other := [name for name in _OF_THE_PLAN if str(getattr(options, name)) != str(options.defaults[name])]:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+        raise DetbenchError(f"--resume goes on as {options.resume} was asked for; leave out {given}")
+    return sweep
+
+
+def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
+    settings = broken_off.settings
+    dataset = fetch_or_open(settings.dataset, options.data_dir, settings.images)
+    until = Until(settings.until, settings.max_duration_s) if settings.until and settings.max_duration_s else None
+    options.host = settings.host
+    return Plan(
+        implementations=tuple(settings.implementations),
+        subject=Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency),
+        offered=tuple(settings.offered),
+        processes=settings.processes,
+        repeats=settings.repeats,
+        duration_s=settings.duration_s,
+        until=until,
+        warmup_requests=settings.warmup_requests,
+        slo=tuple(settings.slo),
+        dataset_name=settings.dataset,
+        data_dir=options.data_dir,
+        compare_outputs=settings.compare_outputs,
+        metrics_port=options.metrics_port,
+    )
+
+
+def _ablate(options: argparse.Namespace, console: Console) -> int:
+    names = tuple(options.implementations) if options.implementations else None
     plan = AblationPlan(
-        subject=subject,
+        subject=Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency),
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
         repeats=options.repeats or 2,
@@ -189,11 +300,14 @@ def _ablate(options: argparse.Namespace, subject: Subject, names: tuple[str, ...
     return _ended(ablation.problems, run_dir / "ablation.html", console)
 
 
-def _servers(options: argparse.Namespace, run_dir: Path, progress: SweepProgress) -> Servers:
+def _servers(
+    options: argparse.Namespace, run_dir: Path, progress: SweepProgress, offered: Sequence[ClosedLoop | OpenLoop] = ()
+) -> Servers:
     """The server of `--host`, or servers of our own."""
     if options.host:
         return ServerAt(options.host)
-    most = options.max_in_flight if is_open_loop(options) else max(options.users or DEFAULT_USERS)
+    in_flight = (each.users if isinstance(each, ClosedLoop) else each.max_in_flight for each in offered)
+    most = max(in_flight, default=1)
     return OwnServers(partial(own_server, data_dir=options.data_dir, most_in_flight=most), run_dir, progress)
 
 

@@ -1,10 +1,11 @@
 """From what the load generator counted to the figures of a run."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 from hdrh.histogram import HdrHistogram
 
-from detbench.load.tally import Tally
+from detbench.load.tally import Tally, added, summed
 from detbench.results import ClosedLoop, Lateness, Load, OpenLoop, Series, Times
 from detbench.statistics.percentiles import histogram_percentiles
 
@@ -34,6 +35,39 @@ def load_of(tally: Tally, offered: ClosedLoop | OpenLoop) -> Load:
         errors=tally.errors,
         series=_series(tally),
         generator_cpu_percent=tally.cpu_percent,
+    )
+
+
+def together(loads: Sequence[Load]) -> Load:
+    """Several loads as one: counts and histograms add up, of lateness and the generator's CPU the worst counts."""
+    window_s = sum(load.window_s for load in loads)
+    answered = sum(load.answered for load in loads)
+    failed, dropped = sum(load.failed for load in loads), sum(load.dropped for load in loads)
+    offered = [load.offered_rps * load.window_s for load in loads if load.offered_rps is not None]
+    batches = [load.batch_size_mean * load.answered for load in loads if load.batch_size_mean is not None]
+    stages = summed({stage: ms * load.answered for stage, ms in load.stages_ms.items()} for load in loads)
+    return Load(
+        window_s=window_s,
+        issued=sum(load.issued for load in loads),
+        answered=answered,
+        failed=failed,
+        dropped=dropped,
+        offered_rps=sum(offered) / window_s if offered and window_s else None,
+        rps=sum(load.rps * load.window_s for load in loads) / window_s if window_s else 0.0,
+        latency=_times((load.latency for load in loads), failed + dropped),
+        service=_times((load.service for load in loads), failed),
+        lateness=_worst([load.lateness for load in loads if load.lateness]),
+        stages_ms={stage: total / answered for stage, total in stages.items()} if answered else {},
+        batch_size_mean=sum(batches) / answered if answered else None,
+        errors=summed(load.errors for load in loads),
+        series=Series(
+            answered=[count for load in loads for count in load.series.answered],
+            issued=[count for load in loads for count in load.series.issued],
+            latency_mean_ms=[mean for load in loads for mean in load.series.latency_mean_ms],
+        ),
+        generator_cpu_percent=[
+            max(each) for each in zip(*(load.generator_cpu_percent for load in loads), strict=False)
+        ],
     )
 
 
@@ -74,3 +108,13 @@ def _series(tally: Tally) -> Series:
             for total_s, count in zip(tally.latency_s_by_second, tally.issued_by_second, strict=True)
         ],
     )
+
+
+def _times(rounds: Iterable[Times | None], failures: int) -> Times | None:
+    return times_of(added(times.histogram for times in rounds if times), failures)
+
+
+def _worst(rounds: Sequence[Lateness]) -> Lateness | None:
+    if not rounds:
+        return None
+    return Lateness(**{name: max(getattr(each, name) for each in rounds) for name in Lateness.model_fields})

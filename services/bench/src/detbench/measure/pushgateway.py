@@ -79,7 +79,7 @@ def push_runs(runs: Sequence[Run], url: str | None = None) -> None:
             figures.set("detbench_run_offered_rps", run.load.offered_rps, users=users)
         if run.memory is not None and run.memory.peak_mb is not None:
             figures.set("detbench_run_memory_peak_bytes", run.memory.peak_mb * 1e6, users=users)
-        if run.status != "ok" or (latency := run.load.latency) is None:
+        if not run.measured or (latency := run.load.latency) is None:
             continue
         figures.set("detbench_run_rps", run.load.rps, users=users)
         for quantile, each in zip(_QUANTILES, latency.percentiles().values(), strict=True):

@@ -9,10 +9,11 @@ from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
 from detbench.host import CpuWatch
-from detbench.load.doubts import stolen, warnings_of
-from detbench.measure.generators import LoadRequest, run_load
+from detbench.measure.generators import LoadRequest
+from detbench.measure.lengthening import Until, run_until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
+from detbench.measure.resume import resumed
 from detbench.measure.selection import left_out, select_implementations
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
@@ -20,8 +21,10 @@ from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.report.rows import duration
-from detbench.results import ClosedLoop, ImplementationInfo, Load, OpenLoop, Run, Settings, Sweep
+from detbench.results import ClosedLoop, ImplementationInfo, Load, Objective, OpenLoop, Run, Settings, Sweep
+from detbench.slo import missed
 from detbench.statistics.ratios import interleaved
+from detbench.verdict import judged
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Plan:
     processes: int
     repeats: int
     duration_s: float
+    until: Until | None
     warmup_requests: int
+    slo: tuple[Objective, ...]
     dataset_name: str
     data_dir: Path
     compare_outputs: bool
@@ -52,10 +57,19 @@ class SweepRunner:
         run_dir: receives results.json after every run.
         servers: where to measure.
         progress: what the person sees.
+        broken_off: what an earlier process measured of the same plan; what it holds is not measured again.
     """
 
-    def __init__(self, plan: Plan, run_dir: Path, servers: Servers, progress: SweepProgress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run_dir: Path,
+        servers: Servers,
+        progress: SweepProgress,
+        broken_off: Sweep | None = None,
+    ) -> None:
         self._plan = plan
+        self._broken_off = broken_off
         self._run_dir = run_dir
         self._servers = servers
         self._progress = progress
@@ -70,6 +84,7 @@ class SweepRunner:
         Raises:
             ServerError: no server answers, or an implementation that was named cannot run.
             DatasetError: the server takes a photo for no image.
+            DetbenchError: what was broken off was measured on another machine, or with other software or weights.
         """
         plan, model_set = self._plan, self._plan.subject.model_set
         with self._servers.empty() as server:
@@ -77,7 +92,8 @@ class SweepRunner:
             self._implementations = select_implementations(offered, plan.implementations, model_set)
             if line := left_out(offered, plan.implementations, model_set):
                 self._progress.say(line)
-            self._sweep = _new_sweep(server.client, plan, self._implementations, self._servers.host)
+            new = _new_sweep(server.client, plan, self._implementations, self._servers.host)
+            self._sweep = resumed(self._broken_off, new) if self._broken_off else new
             self._save()
             if plan.compare_outputs:
                 with self._session.trouble("outputs cannot be compared", server):
@@ -86,7 +102,7 @@ class SweepRunner:
     def run(self) -> Sweep:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
         loads = len(self._implementations) * len(self._plan.offered) * self._plan.repeats
-        self._progress.expect(loads, self._plan.duration_s)
+        self._progress.expect(loads - len(self._sweep.runs), self._plan.duration_s)
         save_photo(self._plan.subject.dataset.photos[0].path, self._run_dir / "photo.jpg")
         for number, order in enumerate(interleaved(self._implementations, self._plan.repeats), start=1):
             for status in order:
@@ -101,23 +117,29 @@ class SweepRunner:
 
     def _measure(self, status: ImplementationStatus, number: int) -> None:
         plan, subject = self._plan, self._plan.subject
+        left = [offered for offered in plan.offered if (number, status.name, str(offered)) not in self._made()]
+        known = next(each for each in self._sweep.implementations if each.name == status.name)
+        uncompared = self._reference is not None and self._sweep.comparison(status.name) is None
+        uncounted = number == 1 and known.kernels_per_request is None
+        if not (left or uncompared or uncounted):
+            return
         with self._session.alone(status) as (server, info):
-            first = next(each for each in self._sweep.implementations if each.name == status.name).load_s is None
-            if first:
+            if known.load_s is None:
                 self._keep(info)
+                known = info
             counted = self._session.counted(f"{status.name}: warm-up", plan.warmup_requests)
             for index in range(plan.warmup_requests):
                 photo = subject.dataset.photos[index % len(subject.dataset.photos)]
                 ask(server.client, status.name, subject.model_set, photo)
                 counted()
-            for offered in plan.offered:
-                if self._add_run(server, status.name, offered, number).status == "failed" and not server.alive():
+            for offered in left:
+                if self._add_run(server, status.name, offered, number).verdict == "failed" and not server.alive():
                     return
-            if self._sweep.comparison(status.name) is None and self._reference is not None:
+            if uncompared and self._reference is not None:
                 comparison = self._session.compare(server.client, status, self._reference)
                 self._update(comparisons=[*self._sweep.comparisons, comparison])
-            if first:
-                self._keep(self._session.with_kernels(server, info))
+            if uncounted:
+                self._keep(self._session.with_kernels(server, known))
 
     def _keep(self, info: ImplementationInfo) -> None:
         self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
@@ -131,7 +153,8 @@ class SweepRunner:
             implementation=implementation,
             model_set=model_set,
             offered=offered,
-            status="failed",
+            verdict="failed",
+            missed=missed(None, None, plan.slo),
             started=_now(),
         )
         request = LoadRequest(
@@ -149,14 +172,20 @@ class SweepRunner:
         try:
             server.client.reset_peaks()
             watch = CpuWatch()
-            load = run_load(request, lambda message: self._on_message(server, what, message))
-            run = _judged(run.model_copy(update={"cpu": watch.shares(), "memory": server.memory()}), load)
+            load = run_until(
+                request,
+                plan.until,
+                lambda message: self._on_message(server, what, message),
+                lambda line: self._progress.say(f"{what}: {line}"),
+            )
+            figures = {"load": load, "cpu": watch.shares(), "memory": server.memory()}
+            run = judged(run.model_copy(update=figures), plan.slo)
         except ServerError as error:
             run = run.model_copy(update={"reason": server.reason(error)})
         run = run.model_copy(update={"ended": _now()})
         self._update(runs=[*self._sweep.runs, run])
         push_runs([each for each in self._sweep.runs if each.implementation == implementation])
-        if run.status == "failed":
+        if run.verdict == "failed":
             self._note_problem(f"{what}: {run.reason}")
         else:
             assert run.load is not None
@@ -173,15 +202,20 @@ class SweepRunner:
         self._progress.say(f"problem: {problem}")
         self._update(problems=[*self._sweep.problems, problem])
 
+    def _made(self) -> set[tuple[int, str, str]]:
+        """Which runs there are: round, implementation and load."""
+        return {(run.round, run.implementation, str(run.offered)) for run in self._sweep.runs}
+
     def _note_not_run(self) -> None:
-        made = {(run.round, run.implementation, str(run.offered)) for run in self._sweep.runs}
+        made = self._made()
         missing = [
             Run(
                 round=number,
                 implementation=status.name,
                 model_set=self._plan.subject.model_set,
                 offered=offered,
-                status="not_run",
+                verdict="not_run",
+                missed=missed(None, None, self._plan.slo),
                 reason="an earlier failure, see the problems",
             )
             for number in range(1, self._plan.repeats + 1)
@@ -212,9 +246,14 @@ def _new_sweep(
             processes=plan.processes,
             repeats=plan.repeats,
             duration_s=plan.duration_s,
+            until=plan.until.percentile if plan.until else None,
+            max_duration_s=plan.until.max_duration_s if plan.until else None,
             warmup_requests=plan.warmup_requests,
+            slo=list(plan.slo),
             dataset=plan.dataset_name,
             images=len(plan.subject.dataset.photos),
+            compare_outputs=plan.compare_outputs,
+            concurrency=plan.subject.concurrency,
             host=host,
             server=health.settings,
         ),
@@ -222,16 +261,6 @@ def _new_sweep(
         weights=client.model_set(plan.subject.model_set).models,
         implementations=[info_of(status) for status in implementations],
     )
-
-
-def _judged(run: Run, load: Load) -> Run:
-    if load.answered == 0 or load.failed > load.answered:
-        reason = f"{load.answered:,} of {load.issued:,} requests succeeded"
-        if load.errors:
-            reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
-        return run.model_copy(update={"load": load, "reason": reason})
-    warnings = [*warnings_of(load, run.offered), *stolen(run.cpu)]
-    return run.model_copy(update={"status": "ok", "load": load, "warnings": warnings})
 
 
 def _in_short(load: Load) -> str:

@@ -6,7 +6,6 @@ import io
 from rich.table import Table
 
 from detbench.ablation_results import Ablation, Gain, Step, Timing
-from detbench.load.doubts import stolen
 from detbench.report.comma_separated import memory_fields
 from detbench.report.rows import (
     ERROR_COLUMNS,
@@ -24,6 +23,7 @@ from detbench.report.rows import (
 )
 from detbench.report.table import markdown_lines, measured_on, output_error_lines, table_of
 from detbench.results import Comparison, ErrorFigures
+from detbench.verdict import stolen
 
 GAIN_COLUMNS = (
     Column("batch", "images of a batch"),

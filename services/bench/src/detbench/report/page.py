@@ -36,7 +36,7 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
     return TEMPLATES.get_template("report.html").render(
         sweep=sweep,
         columns=columns,
-        rows=[("failed" if row.run.status != "ok" else "", row.cells(columns)) for row in rows],
+        rows=[("" if row.run.measured else "failed", row.cells(columns)) for row in rows],
         uncertain=uncertain_line(rows, columns),
         implementation_columns=IMPLEMENTATION_COLUMNS,
         implementations=[("", cells) for cells in implementation_rows(sweep)],

@@ -52,7 +52,7 @@ class Plots:
     """
 
     def __init__(self, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> None:
-        self._rows = [row for row in rows if row.run.status == "ok" and row.run.load]
+        self._rows = [row for row in rows if row.run.measured and row.run.load]
         self._comparisons = comparisons
         names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
         self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))

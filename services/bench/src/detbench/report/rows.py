@@ -8,6 +8,7 @@ from detbench.report.pooled import pooled
 from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, OpenLoop, Run, Sweep, Times
 from detbench.statistics.percentiles import Percentile
 from detbench.statistics.ratios import Ratio, paired_ratio
+from detbench.verdict import FEW_REQUESTS
 
 NOT_APPLICABLE = "n/a"
 
@@ -45,7 +46,11 @@ _BEFORE = (
         "answered",
         numeric=False,
     ),
-    Column("status", "ok, failed or not run", numeric=False),
+    Column(
+        "verdict",
+        "valid; invalid: measured, but no decision may be built on it, for the reasons below the table; failed; not run",
+        numeric=False,
+    ),
     Column("RPS", "successful requests per second; a request is one image through every model of the set"),
     Column(
         "vs baseline",
@@ -62,6 +67,7 @@ _SERVICE = (
     Column("service p50 (ms)", "half of the requests took at most this long from when they were sent"),
     Column("service p99 (ms)", "99 of 100 requests took at most this long from when they were sent"),
 )
+_SLO_COLUMN = Column("SLO", "whether the limits that were set are held, and what is beyond them", numeric=False)
 _AFTER = (MEMORY_COLUMN, *ERROR_COLUMNS, GATE_COLUMN)
 
 
@@ -81,7 +87,7 @@ class Row:
     @property
     def rps(self) -> float | None:
         """Successful requests per second; None where the run failed or was not made."""
-        return self.run.load.rps if self.run.status == "ok" and self.run.load else None
+        return self.run.load.rps if self.run.measured and self.run.load else None
 
     @property
     def gate(self) -> str:
@@ -101,7 +107,7 @@ class Row:
         before = (
             run.implementation,
             str(run.offered),
-            run.status.replace("_", " "),
+            run.verdict.replace("_", " "),
             "–" if self.rps is None else f"{self.rps:.3g}",
             speedup(self.speedup),
         )
@@ -110,6 +116,7 @@ class Row:
             **dict(zip(_LATENCY, _percentiles(latency, "p50", "p90", "p99"), strict=True)),
             **dict(zip((_RARE_COLUMN,), _percentiles(latency, "p99.9"), strict=True)),
             **dict(zip(_SERVICE, _percentiles(service, "p50", "p99"), strict=True)),
+            _SLO_COLUMN: "; ".join(map(str, run.missed)) or "met",
             MEMORY_COLUMN: megabytes(run.memory.peak_mb if run.memory else None),
             **dict(zip(ERROR_COLUMNS, error_cells(self.comparison), strict=True)),
             GATE_COLUMN: self.gate,
@@ -126,7 +133,18 @@ def columns_of(sweep: Sweep) -> tuple[Column, ...]:
     latencies = [run.load.latency for run in sweep.runs if run.load and run.load.latency]
     rare = any(latency.p99_9.certified for latency in latencies)
     is_open = any(isinstance(run.offered, OpenLoop) for run in sweep.runs)
-    return (*_BEFORE, *_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()), *_AFTER)
+    slo = (_SLO_COLUMN,) if sweep.settings.slo else ()
+    return (*_BEFORE, *_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()), *slo, *_AFTER)
+
+
+def doubt_lines(rows: Iterable[Row]) -> list[str]:
+    """The reasons for the verdicts, and lesser doubts: a line each, but for what `uncertain_line` says of all."""
+    return [
+        f"{row.run.implementation}, {row.run.offered}: {doubt.message}; {doubt.remedy} ({doubt.code})"
+        for row in rows
+        for doubt in row.run.warnings
+        if doubt.invalidates or doubt.code != FEW_REQUESTS
+    ]
 
 
 def uncertain_line(rows: Iterable[Row], columns: Sequence[Column]) -> str:
@@ -143,7 +161,7 @@ def uncertain_line(rows: Iterable[Row], columns: Sequence[Column]) -> str:
     needs = ", ".join(f"{name} {count:,}" for name, count in sorted(needed.items()))
     return (
         f"(In parentheses): uncertain, because the run had fewer requests than the percentile needs: {needs}. "
-        "Raise --duration."
+        "Raise --duration, or give --until."
     )
 
 
@@ -181,7 +199,7 @@ def rows_of(sweep: Sweep) -> list[Row]:
         rounds.setdefault((run.implementation, str(run.offered)), []).append(run)
     exact = {info.name for info in sweep.implementations if info.exact}
     return [
-        Row(pooled(runs), sweep.comparison(name), name in exact, _speedup(runs, rounds.get((BASELINE, offered), [])))
+        Row(pooled(runs, sweep.settings.slo), sweep.comparison(name), name in exact, _speedup(runs, rounds.get((BASELINE, offered), [])))
         for (name, offered), runs in rounds.items()
     ]
 
@@ -276,7 +294,7 @@ def _speedup(runs: Sequence[Run], baseline: Sequence[Run]) -> Ratio | None:
 
 
 def _rps_by_round(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.round: run.load.rps for run in runs if run.status == "ok" and run.load and run.load.rps > 0}
+    return {run.round: run.load.rps for run in runs if run.measured and run.load and run.load.rps > 0}
 
 
 def _percentiles(times: Times | None, *names: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from detbench.report.rows import (
     IMPLEMENTATION_COLUMNS,
     Column,
     columns_of,
+    doubt_lines,
     ground_truth_notes,
     implementation_rows,
     rows_of,
@@ -27,7 +28,7 @@ def terminal_table(sweep: Sweep) -> Table:
     settings = sweep.settings
     title = f"{settings.model_set} on {sweep.environment.device_name}, {_duration(settings)} each"
     rows, columns = rows_of(sweep), columns_of(sweep)
-    styles = ["red" if r.run.status != "ok" else "" if r.right else "yellow" for r in rows]
+    styles = ["red" if not r.run.measured else "" if r.right and r.run.verdict == "valid" else "yellow" for r in rows]
     return table_of(title, columns, [row.cells(columns) for row in rows], styles)
 
 
@@ -69,6 +70,7 @@ def markdown_table(sweep: Sweep) -> str:
         *markdown_lines(columns, [row.cells(columns) for row in rows]),
         "",
         *([uncertain, ""] if uncertain else []),
+        *([*(f"- {line}" for line in doubts), ""] if (doubts := doubt_lines(rows)) else []),
         *markdown_lines(IMPLEMENTATION_COLUMNS, implementation_rows(sweep)),
         *output_error_lines(sweep.comparisons),
     ]

@@ -131,7 +131,7 @@ def _rounds(sweep: Sweep, implementation: str, offered: str, figure: str) -> tup
     loads = (
         run.load
         for run in sweep.runs
-        if run.status == "ok" and (run.implementation, str(run.offered)) == (implementation, offered) and run.load
+        if run.measured and (run.implementation, str(run.offered)) == (implementation, offered) and run.load
     )
     values = (_FIGURES[figure](load) for load in loads)
     return tuple(value for value in values if value and math.isfinite(value))

@@ -1,9 +1,14 @@
-"""What to doubt about a load that was measured, each with what to do about it."""
+"""The verdict on a run: valid, or invalid with each reason and its remedy; or failed.
 
-from collections.abc import Iterator, Sequence
+Whether a limit of the user's is held is another question, see detbench.slo: a valid run may miss it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from detbench.host import CpuShares
-from detbench.results import ClosedLoop, Load, MeasurementWarning, OpenLoop
+from detbench.results import ClosedLoop, Load, MeasurementWarning, Objective, OpenLoop, Run
+from detbench.slo import missed
 from detbench.statistics.drift import Trend, latency_trend, rate_trend
 
 FEW_REQUESTS = "few-requests"
@@ -16,18 +21,37 @@ _ACHIEVED = 0.95
 _LATE_MS = 2.0
 _LATE_SHARE = 0.05
 
+# Of the requests, those that may fail or be dropped: beyond it p99 is infinite.
+MOST_FAILURES = 0.01
+
 MOST_STEAL = 0.05
 """Share of the cores that the host may take away before a figure is doubted, as the contract says."""
 
 
-def warnings_of(load: Load, offered: ClosedLoop | OpenLoop) -> list[MeasurementWarning]:
-    """The doubts about `load`, which was to be `offered`."""
-    found = [*_failures(load), *_generator(load), *few_requests(load)]
-    if isinstance(offered, OpenLoop):
-        found += [*_not_offered(load, offered), *_late(load)]
-    if isinstance(offered, ClosedLoop) or offered.steady:
-        found += _drift(load)
-    return found
+def judged(run: Run, slo: Sequence[Objective] = ()) -> Run:
+    """`run`, whose load was measured, with its verdict, the reasons for it, and the limits that it misses.
+
+    Fewer than half of the requests answered: failed. A doubt that invalidates: invalid. Else valid, doubts or not.
+    """
+    load = run.load
+    assert load is not None
+    run = run.model_copy(update={"missed": missed(load, run.memory, slo)})
+    if load.answered == 0 or load.failed > load.answered:
+        reason = f"{load.answered:,} of {load.issued:,} requests succeeded"
+        if load.errors:
+            reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
+        return run.model_copy(update={"verdict": "failed", "reason": reason})
+    doubts = [*_failures(load), *_generator(load), *few_requests(load, slo), *stolen(run.cpu)]
+    if isinstance(run.offered, OpenLoop):
+        doubts += [*_not_offered(load, run.offered), *_late(load)]
+    if isinstance(run.offered, ClosedLoop) or run.offered.steady:
+        doubts += _drift(load)
+    return run.model_copy(update={"verdict": verdict_of(doubts), "warnings": doubts})
+
+
+def verdict_of(doubts: Iterable[MeasurementWarning]) -> Literal["valid", "invalid"]:
+    """What the doubts about a run that was measured make of it."""
+    return "invalid" if any(doubt.invalidates for doubt in doubts) else "valid"
 
 
 def stolen(cpu: CpuShares | None) -> Iterator[MeasurementWarning]:
@@ -37,6 +61,7 @@ def stolen(cpu: CpuShares | None) -> Iterator[MeasurementWarning]:
             code="cores-taken",
             message=f"the host of this virtual machine took {cpu.steal:.0%} of the cores away meanwhile",
             remedy="measure again when it is quiet, or on a machine of its own",
+            invalidates=True,
         )
 
 
@@ -47,6 +72,7 @@ def _failures(load: Load) -> Iterator[MeasurementWarning]:
             code="failures",
             message=f"{load.failed:,} of {load.issued:,} requests failed; most often ({count:,}): {reason}",
             remedy="see the server's log; a failure counts as an infinite latency, and in no rate",
+            invalidates=load.failed > MOST_FAILURES * load.issued,
         )
 
 
@@ -59,17 +85,23 @@ def _generator(load: Load) -> Iterator[MeasurementWarning]:
             code="generator-busy",
             message=f"{which} used {busiest:.0f} % of a core: it may be the limit",
             remedy="the server may be faster than shown; raise --processes, or load it from another machine",
+            invalidates=True,
         )
 
 
-def few_requests(load: Load) -> Iterator[MeasurementWarning]:
-    """The doubt that there are too few requests for p99; nothing where there are enough."""
-    if load.latency is not None and not load.latency.p99.certified:
-        yield MeasurementWarning(
-            code=FEW_REQUESTS,
-            message=f"{load.issued:,} requests do not certify p99, which needs {load.latency.p99.needed:,}",
-            remedy="raise --duration; until then p99 may be chance",
-        )
+def few_requests(load: Load, slo: Sequence[Objective] = ()) -> Iterator[MeasurementWarning]:
+    """The doubt that there are too few requests for p99, or for a percentile that the user sets a limit to."""
+    if load.latency is None:
+        return
+    limited = [objective.figure for objective in slo]
+    for name, each in load.latency.percentiles().items():
+        if (name == "p99" or name in limited) and not each.certified:
+            yield MeasurementWarning(
+                code=FEW_REQUESTS,
+                message=f"{load.issued:,} requests do not certify {name}, which needs {each.needed:,}",
+                remedy=f"raise --duration, or give --until {name}; until then {name} may be chance",
+                invalidates=name in limited,
+            )
 
 
 def _not_offered(load: Load, offered: OpenLoop) -> Iterator[MeasurementWarning]:
@@ -80,6 +112,7 @@ def _not_offered(load: Load, offered: OpenLoop) -> Iterator[MeasurementWarning]:
             f"({offered.max_in_flight} in all), or the generator was behind",
             remedy="lower the rate to what server and generator can do; raise --max-in-flight where the generator is "
             "idle, --processes where it is busy",
+            invalidates=load.dropped > MOST_FAILURES * load.issued,
         )
     if load.offered_rps and load.rps < _ACHIEVED * load.offered_rps:
         yield MeasurementWarning(
@@ -87,6 +120,7 @@ def _not_offered(load: Load, offered: OpenLoop) -> Iterator[MeasurementWarning]:
             message=f"{load.rps:.3g} of the {load.offered_rps:.3g} requests/s that were offered were answered in time",
             remedy="the queue grows, and latency with the duration: lower the rate; raise --duration where latency is "
             "a large part of it",
+            invalidates=True,
         )
 
 
@@ -101,6 +135,7 @@ def _late(load: Load) -> Iterator[MeasurementWarning]:
             f"up to {load.lateness.max_ms:.1f} ms",
             remedy="latency counts from the time when a request was to be sent, so this is in it: raise --processes, "
             "or load the server from a machine that is less busy",
+            invalidates=True,
         )
 
 
@@ -125,6 +160,7 @@ def _drifting(what: str, trend: Trend) -> MeasurementWarning:
         message=f"{what} went {'up' if trend.change > 0 else 'down'} by {abs(trend.change):.0%} of its median from the "
         f"start to the end (p = {trend.p_value:.1g})",
         remedy="raise --duration, or warm up longer (--warmup); look for what heats up, fills up or shares the machine",
+        invalidates=True,
     )
 
 

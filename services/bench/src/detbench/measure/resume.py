@@ -1,0 +1,52 @@
+"""Going on with a sweep that was broken off, on the machine and with the software that it began on."""
+
+from detbench.errors import DetbenchError
+from detbench.results import Sweep
+
+
+def resumed(broken_off: Sweep, new: Sweep) -> Sweep:
+    """The sweep that goes on from `broken_off`: with what was measured in it, and without what was not.
+
+    Args:
+        new: the same sweep as it would begin now.
+
+    Raises:
+        DetbenchError: the machine, the software, the weights or the images are others now, so that figures of then and
+            of now would not be of one sweep.
+    """
+    for what, then, now in (
+        ("machine", _machine(broken_off), _machine(new)),
+        ("software", _software(broken_off), _software(new)),
+        ("weights", _weights(broken_off), _weights(new)),
+        ("images", (broken_off.settings.dataset, broken_off.settings.images), (new.settings.dataset, new.settings.images)),
+    ):
+        if then != now:
+            raise DetbenchError(
+                f"the run began with other {what} ({_differences(then, now)}); figures of both would not be of one run: "
+                "start a new one, and compare the two with: detbench report A B"
+            )
+    return broken_off.model_copy(
+        update={"ended": None, "runs": [run for run in broken_off.runs if run.verdict != "not_run"]}
+    )
+
+
+def _machine(sweep: Sweep) -> tuple[object, ...]:
+    environment = sweep.environment
+    return environment.device_name, environment.cpu_count, environment.torch_threads, environment.platform
+
+
+def _software(sweep: Sweep) -> tuple[object, ...]:
+    environment = sweep.environment
+    versions = (f"{package} {version}" for package, version in sorted(environment.versions.items()))
+    return environment.git_revision, environment.driver, *versions
+
+
+def _weights(sweep: Sweep) -> tuple[object, ...]:
+    return tuple(f"{model.model_name} {model.fingerprint[:12]}" for model in sweep.weights)
+
+
+def _differences(then: tuple[object, ...], now: tuple[object, ...]) -> str:
+    """Those that are not the same, then and now."""
+    before = ", ".join(str(each) for each in then if each not in now)
+    after = ", ".join(str(each) for each in now if each not in then)
+    return f"{before or 'nothing'} then, {after or 'nothing'} now"
