@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from file_server import FileServer, file_server
+from PIL import Image
 
 from detbench.__main__ import main
 from detbench.datasets import Dataset, fetch, open_dataset
@@ -31,6 +32,15 @@ def files() -> Iterator[FileServer]:
     """A server of files in the role of the internet."""
     with file_server() as running:
         yield running
+
+
+@pytest.fixture
+def photo_dir(tmp_path: Path) -> Path:
+    """A folder with a photo so small that sending it takes no time."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "small.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -75,12 +75,12 @@ def run(implementation: str, users: int, rps: float, used: Memory | None = None)
         implementation=implementation,
         model_set="mixed",
         offered=ClosedLoop(users=users),
-        status="ok",
+        verdict="valid",
         started=START,
         ended=START + timedelta(seconds=25),
         load=load(rps, 1000 * users / rps),
         memory=used or memory(),
-        warnings=[MeasurementWarning(code="few-requests", message="few", remedy="more")] if rps < 1 else [],
+        warnings=[MeasurementWarning(code="few-requests", message="few", remedy="more", invalidates=False)] if rps < 1 else [],
     )
 
 
@@ -128,6 +128,9 @@ def sweep(**changes: object) -> Sweep:
             warmup_requests=5,
             dataset="sample",
             images=2,
+            compare_outputs=True,
+            concurrency=1,
+            max_map_loss=0.01,
             host="http://127.0.0.1:8000",
         ),
         environment=Environment(
@@ -167,14 +170,14 @@ def sweep(**changes: object) -> Sweep:
                 implementation="graphs",
                 model_set="mixed",
                 offered=ClosedLoop(users=1),
-                status="failed",
+                verdict="failed",
                 reason=f"the server ended\n{EVIL}",
             ),
             Run(
                 implementation="graphs",
                 model_set="mixed",
                 offered=ClosedLoop(users=4),
-                status="not_run",
+                verdict="not_run",
                 reason="an earlier failure",
             ),
         ],

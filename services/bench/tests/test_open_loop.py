@@ -11,27 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
-from PIL import Image
 from scripted_server import Script, ScriptedServer, implied
 
 from detbench.errors import ServerError
-from detbench.load.doubts import warnings_of
 from detbench.load.schedules import Schedule, schedule_of
 from detbench.measure.generators import LoadRequest, run_load
 from detbench.results import ClosedLoop, Load, OpenLoop
 from detbench.statistics.percentiles import percentiles
+from detbench.verdict import doubts_of
 
 # What the calculation leaves out: the way there and back over loopback, the reading and writing of HTTP on both sides.
 UNCOUNTED_MS = 2.0
-
-
-@pytest.fixture
-def photo_dir(tmp_path: Path) -> Path:
-    """A folder with a photo so small that sending it takes no time."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    Image.new("RGB", (16, 16)).save(folder / "small.png")
-    return folder
 
 
 def constantly(seconds: float) -> Script:
@@ -101,7 +91,7 @@ def test_latency_is_what_the_schedule_implies(
         assert found.value_ms < 1.02 * expected.value_ms + UNCOUNTED_MS + waited_ms
     if workers:  # the queue grows: latency is far above what the server takes
         assert load.latency.p50.value_ms > 4 * 100
-        assert "rate-not-achieved" in [warning.code for warning in warnings_of(load, offered)]
+        assert "rate-not-achieved" in [warning.code for warning in doubts_of(load, offered)]
 
 
 def test_what_is_wrong_with_an_answer_is_a_failure_by_name(photo_dir: Path):
@@ -135,7 +125,7 @@ def test_what_is_never_answered_is_a_failure_by_name(photo_dir: Path):
     # Every second one takes a sender away: after 30 slots none is left.
     assert (load.issued, load.answered, load.failed, load.dropped) == (40, 15, 15, 10)
     assert load.errors == {"no answer within 0.5 s after the end of the load": 15}
-    assert {"dropped", "failures", "rate-not-achieved"} <= {each.code for each in warnings_of(load, offered)}
+    assert {"dropped", "failures", "rate-not-achieved"} <= {each.code for each in doubts_of(load, offered)}
 
 
 def test_ten_times_what_a_generator_can_send_is_told_with_the_reason(photo_dir: Path):
@@ -145,7 +135,7 @@ def test_ten_times_what_a_generator_can_send_is_told_with_the_reason(photo_dir: 
         load = measured(server, photo_dir, offered, 1.0)
     assert load.issued == len(schedule.between(0, 1.0))
     assert load.dropped > load.issued / 2
-    said = {warning.code: warning for warning in warnings_of(load, offered)}
+    said = {warning.code: warning for warning in doubts_of(load, offered)}
     assert {"dropped", "rate-not-achieved"} <= set(said)
     assert f"{load.dropped:,} of {load.issued:,} requests were not sent" in said["dropped"].message
 
@@ -190,7 +180,7 @@ def test_a_run_of_which_everything_fails_serves_nothing(detbench, photo_dir: Pat
         assert detbench(*run, "--trace", trace) == 1
     (run_dir,) = (tmp_path / "outputs").glob("*-single")
     (found,) = json.loads((run_dir / "results.json").read_text())["runs"]
-    assert (found["status"], found["load"]["rps"], found["load"]["failed"]) == ("failed", 0, 4)
+    assert (found["verdict"], found["load"]["rps"], found["load"]["failed"]) == ("failed", 0, 4)
     assert found["load"]["latency"]["p50"]["value_ms"] == "Infinity"
     assert "0 of 4 requests succeeded; most often: HTTP 500" in found["reason"]
     (row,) = csv.DictReader((run_dir / "results.csv").read_text().splitlines())

@@ -17,7 +17,9 @@ from detbench.results import Comparison, Gate, GroundTruth, ImplementationInfo
 
 def near(**changes: object) -> Comparison:
     """Not the reference's answers, not claimed to be, and near enough; its first model has a mAP."""
-    truth = {MODELS[0]: GroundTruth(map=0.3214, map_baseline=0.3251, difference=-0.0037)}
+    truth = {MODELS[0]: GroundTruth(
+            map=0.3214, ap50=0.5, ap75=0.3, map_baseline=0.3251, difference=-0.0037, low=-0.0081, high=0.0012
+        )}
     plain = {"exact": False, "tolerance": Gate(passed=True), "ground_truth": truth}
     return comparison("near", 40.0).model_copy(update=plain | changes)
 
@@ -31,7 +33,7 @@ def test_map_is_in_every_report_where_the_images_are_annotated(tmp_path: Path):
     terminal = [line.split() for line in console.export_text().splitlines()]
     rows = output_error_rows(made.comparisons)
     assert [row[-4:] for row in rows[3:]] == [
-        ("0.3214", "-0.0037", "", ""),
+        ("0.3214", "-0.0037 [-0.0081, +0.0012]", "", ""),
         ("n/a", "n/a", "", ""),
         ("", "", "not exact", "tolerated"),
     ]

@@ -63,17 +63,18 @@ def test_one_round_has_no_interval():
 
 def test_a_round_that_failed_is_told():
     good, bad = rounds_of("fastest", 30, 30)
-    failed = bad.model_copy(update={"status": "failed", "reason": "the server ended", "load": None})
+    failed = bad.model_copy(update={"verdict": "failed", "reason": "the server ended", "load": None})
     found = pooled([good, failed])
-    assert (found.status, found.reason) == ("failed", "1 of 2 rounds: the server ended")
+    assert (found.verdict, found.reason) == ("failed", "1 of 2 rounds: the server ended")
     assert found.load is not None
 
 
 def test_requests_are_few_or_not_in_all_rounds_together():
-    few = MeasurementWarning(code="few-requests", message="few", remedy="more")
-    late = MeasurementWarning(code="sent-late", message="late", remedy="earlier")
+    few = MeasurementWarning(code="few-requests", message="few", remedy="more", invalidates=False)
+    late = MeasurementWarning(code="sent-late", message="late", remedy="earlier", invalidates=True)
     rounds = [each.model_copy(update={"warnings": [few, late]}) for each in rounds_of("fastest", 20, 20)]
     assert [warning.code for warning in pooled(rounds).warnings] == ["sent-late"]
+    assert pooled(rounds).verdict == "invalid"
     rounds = [each.model_copy(update={"warnings": [few]}) for each in rounds_of("fastest", 2, 2)]
     (doubt,) = pooled(rounds).warnings
     assert doubt.message.startswith("80 requests")

@@ -67,7 +67,7 @@ def test_a_slower_run_of_today_replaces_yesterdays_with_all_its_numbers_of_users
 def test_a_run_that_failed_leaves_no_figure_of_an_earlier_one(gateway: str):
     push_runs([run("fastest", 1, 20)], gateway)
     ended = START + timedelta(days=1)
-    failed = run("fastest", 1, 20).model_copy(update={"status": "failed", "load": None, "memory": None, "ended": ended})
+    failed = run("fastest", 1, 20).model_copy(update={"verdict": "failed", "load": None, "memory": None, "ended": ended})
     push_runs([failed], gateway)
     names = ("rps", "latency_seconds", "failures", "memory_peak_bytes")
     for name in (f"detbench_run_{name}" for name in names):

@@ -6,11 +6,11 @@ import pytest
 
 from detbench.api.schemas import Inference
 from detbench.host import CpuShares
-from detbench.load.doubts import stolen, warnings_of
 from detbench.load.figures import load_of
 from detbench.load.recorder import Recorder, Request
 from detbench.load.tally import Tally, merged
 from detbench.results import ClosedLoop, Load, OpenLoop
+from detbench.verdict import doubts_of, stolen
 
 ANSWER = Inference(
     implementation="baseline",
@@ -110,7 +110,7 @@ def test_latency_counts_from_the_scheduled_time_and_service_from_sending():
     assert load.latency.max_ms == pytest.approx(500, rel=1e-3)
     assert load.service.max_ms == load.service.p50.value_ms == pytest.approx(200, rel=1e-3)
     assert (load.lateness.p50_ms, load.lateness.max_ms) == pytest.approx((50, 300), rel=1e-3)
-    assert "sent-late" in [warning.code for warning in warnings_of(load, OPEN)]
+    assert "sent-late" in [warning.code for warning in doubts_of(load, OPEN)]
 
 
 def test_percentiles_are_right_to_a_thousandth():
@@ -145,7 +145,7 @@ def test_a_slot_that_was_not_sent_is_an_infinite_latency_and_no_service():
     assert load.latency is not None
     assert load.service is not None
     assert (load.latency.p99.value_ms, load.service.p99.value_ms) == (math.inf, pytest.approx(100, rel=1e-3))
-    (dropped,) = [each for each in warnings_of(load, OPEN) if each.code == "dropped"]
+    (dropped,) = [each for each in doubts_of(load, OPEN) if each.code == "dropped"]
     assert "1 of 10 requests were not sent" in dropped.message
 
 
@@ -155,7 +155,7 @@ def test_the_rate_of_an_open_loop_is_that_of_its_window():
         bench.request(100 + number / 4, took_s=3.0)
     load = bench.load()
     assert (load.window_s, load.offered_rps, load.rps) == (10, 4.0, pytest.approx(2.9))
-    assert "rate-not-achieved" in [warning.code for warning in warnings_of(load, OPEN)]
+    assert "rate-not-achieved" in [warning.code for warning in doubts_of(load, OPEN)]
 
 
 def test_the_rate_of_a_closed_loop_is_that_of_the_server_whatever_the_duration_cuts():
@@ -219,7 +219,7 @@ def test_stages_and_batches_are_means_of_the_answers():
         bench.request(101, 0.1, "HTTP 500" if number == 3 else None)
     load = bench.load()
     assert (load.stages_ms, load.batch_size_mean) == ({"forward": 60.0, "queue": 5.0}, 2)
-    assert "failures" in [warning.code for warning in warnings_of(load, CLOSED)]
+    assert "failures" in [warning.code for warning in doubts_of(load, CLOSED)]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_what_is_to_be_doubted_is_said(cpu: list[float], requests: int, codes: l
     for number in range(requests):
         bench.request(100 + 9.9 * number / requests, 0.01)
     load = bench.load(CLOSED).model_copy(update={"generator_cpu_percent": cpu})
-    assert [warning.code for warning in warnings_of(load, CLOSED)] == codes
+    assert [warning.code for warning in doubts_of(load, CLOSED)] == codes
 
 
 def test_a_latency_that_grows_is_a_drift_unless_the_load_has_steps():
@@ -243,9 +243,9 @@ def test_a_latency_that_grows_is_a_drift_unless_the_load_has_steps():
     for number in range(400):
         bench.request(100 + number / 40, 0.1 + number / 2000)
     load = bench.load()
-    assert "latency-drifts" in [warning.code for warning in warnings_of(load, OPEN)]
+    assert "latency-drifts" in [warning.code for warning in doubts_of(load, OPEN)]
     steps = OPEN.model_copy(update={"rate": None, "steps": "5s:20,5s:60"})
-    assert "latency-drifts" not in [warning.code for warning in warnings_of(load, steps)]
+    assert "latency-drifts" not in [warning.code for warning in doubts_of(load, steps)]
 
 
 @pytest.mark.parametrize(

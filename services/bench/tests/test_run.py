@@ -81,10 +81,11 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
         assert detbench(*sweep, "--compare-outputs", "--max-images", "2") == 0
     run_dir = only_run(tmp_path / "outputs")
     found = results(run_dir)
-    assert [(run["implementation"], run["offered"]["users"], run["status"]) for run in found["runs"]] == [
-        (name, users, "ok") for name in ("baseline", "invalid") for users in (1, 2)
+    assert [(run["implementation"], run["offered"]["users"]) for run in found["runs"]] == [
+        (name, users) for name in ("baseline", "invalid") for users in (1, 2)
     ]
     for run in found["runs"]:
+        assert run["verdict"] in ("valid", "invalid")  # what else the machine does may make it drift
         load = run["load"]
         assert load["failed"] == load["dropped"] == 0
         # Closed loop: users = rate x latency (Little's law), up to what the ends of a short window cut off.
@@ -143,10 +144,10 @@ def test_a_killed_server_keeps_what_was_measured_and_names_what_failed(settings,
     printed, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 1
     found = results(only_run(tmp_path))
-    states = [(run["implementation"], run["offered"]["users"], run["status"]) for run in found["runs"]]
-    assert states[:2] == [("invalid", 1, "ok"), ("invalid", 2, "failed")]
+    failed = [(run["implementation"], run["offered"]["users"], run["verdict"] == "failed") for run in found["runs"]]
+    assert failed[:2] == [("invalid", 1, False), ("invalid", 2, True)]
     # The next implementation has a server of its own.
-    assert states[2:] == [("baseline", 1, "ok"), ("baseline", 2, "ok")]
+    assert failed[2:] == [("baseline", 1, False), ("baseline", 2, False)]
     assert found["runs"][0] == runs[0]
     assert "exit status -9" in found["runs"][1]["reason"]
     assert "invalid, 2 users" in printed

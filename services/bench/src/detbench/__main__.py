@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from detbench import __version__
-from detbench.commands import compare, datasets, reference, report, run
+from detbench.commands import accuracy, compare, datasets, reference, report, run
 from detbench.errors import DetbenchError
 from detbench.variables import forget_empty_variables
 
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="detbench", description=_DESCRIPTION, formatter_class=RawDescriptionRichHelpFormatter)
     parser.add_argument("--version", action="version", version=f"detbench {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (datasets, reference, run, compare, report):
+    for command in (datasets, reference, run, compare, accuracy, report):
         subparser = subcommands.add_parser(
             command.NAME,
             help=command.SUMMARY,

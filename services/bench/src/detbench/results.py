@@ -16,6 +16,9 @@ from detbench.statistics.percentiles import Percentile
 # The implementation that references are made with, and speed-ups are relative to.
 BASELINE = "baseline"
 
+# The implementation without a model: what server and load test do at most.
+CEILING = "invalid"
+
 
 class Record(BaseModel):
     """A frozen record; unknown fields are an error, so that a typo cannot lose a measurement.
@@ -129,6 +132,7 @@ class Settings(Record):
     images: int
     compare_outputs: bool
     concurrency: int = Field(description="requests in flight while outputs are compared")
+    max_map_loss: float = Field(description="of what does not claim to be exact, where images are annotated")
     host: str | None = Field(
         description="base URL of the server that measured all; None: each implementation had a server of its own"
     )
@@ -292,11 +296,18 @@ class ErrorFigures(Record):
 
 
 class GroundTruth(Record):
-    """COCO mAP (IoU 0.50:0.95) against the dataset's annotations."""
+    """COCO mAP (IoU 0.50:0.95) against the dataset's annotations, in [0, 1].
+
+    `low` and `high` bound the difference that other images of the same kind would show with 95 %.
+    """
 
     map: float
+    ap50: float = Field(description="at an IoU of 0.50")
+    ap75: float = Field(description="at an IoU of 0.75")
     map_baseline: float
     difference: float
+    low: float
+    high: float
 
 
 class Gate(Record):

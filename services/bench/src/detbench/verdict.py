@@ -41,12 +41,20 @@ def judged(run: Run, slo: Sequence[Objective] = ()) -> Run:
         if load.errors:
             reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
         return run.model_copy(update={"verdict": "failed", "reason": reason})
-    doubts = [*_failures(load), *_generator(load), *few_requests(load, slo), *stolen(run.cpu)]
-    if isinstance(run.offered, OpenLoop):
-        doubts += [*_not_offered(load, run.offered), *_late(load)]
-    if isinstance(run.offered, ClosedLoop) or run.offered.steady:
-        doubts += _drift(load)
+    doubts = [*doubts_of(load, run.offered, slo), *stolen(run.cpu)]
     return run.model_copy(update={"verdict": verdict_of(doubts), "warnings": doubts})
+
+
+def doubts_of(
+    load: Load, offered: ClosedLoop | OpenLoop, slo: Sequence[Objective] = ()
+) -> list[MeasurementWarning]:
+    """The doubts about `load`, which was to be `offered`, and whose limits `slo` are."""
+    found = [*_failures(load), *_generator(load), *few_requests(load, slo)]
+    if isinstance(offered, OpenLoop):
+        found += [*_not_offered(load, offered), *_late(load)]
+    if isinstance(offered, ClosedLoop) or offered.steady:
+        found += _drift(load)
+    return found
 
 
 def verdict_of(doubts: Iterable[MeasurementWarning]) -> Literal["valid", "invalid"]:

@@ -1,32 +1,23 @@
 """`detbench compare`: output error of implementations against the stored reference."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from rich.console import Console
-from rich.progress import Progress, TaskID, TimeElapsedColumn
 
-from detbench.api.client import ServerClient
-from detbench.atomic import write_atomically
+from detbench.commands.comparing import Asking
 from detbench.commands.console import print_notes, print_tables
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
     add_implementations_option,
+    add_map_loss_option,
     add_server_options,
     connected,
     opened_dataset,
 )
-from detbench.datasets import Dataset
-from detbench.errors import DatasetError, MalformedOutput, ServerError
-from detbench.measure.progress import loading
 from detbench.measure.pushgateway import push_comparisons
-from detbench.measure.selection import left_out, select_implementations
-from detbench.quality.compare import compare
-from detbench.quality.outputs import collect
-from detbench.quality.reference import Reference, load_reference
+from detbench.quality.reference import load_reference
 from detbench.report.table import output_error_table
 from detbench.results import Comparison
 
@@ -38,7 +29,7 @@ Detections with score >= 0.1 are assigned one to one by overlap (IoU >= 0.5); wh
 a zero box and a zero score. The gate is what float32 reassociation leaves: boxes MSE < 1e-4 px², scores MSE < 1e-9,
 no coordinate of a pair 0.05 px and no score 1e-3 apart, all labels equal, nothing missed, nothing spurious. What does
 not claim to be exact is tolerated where its answers are near: mean IoU of the pairs >= 0.9, scores MSE of the pairs
-<= 2.5e-3, labels accuracy >= 0.8, and with annotations at most 0.01 of mAP lost.
+<= 2.5e-3, labels accuracy >= 0.8, and with annotations no more than --max-map-loss of mAP lost.
 
   detbench compare --implementations baseline invalid --model-set mixed
 
@@ -47,8 +38,6 @@ BENCHMARK_PUSHGATEWAY_URL names a Pushgateway that takes the figures, for dashbo
 Exit status: 0 every implementation that claims to be exact is; 1 one is not, or failed; 2 nothing could be compared.
 """
 
-_COMPARISONS = TypeAdapter(list[Comparison])
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -56,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
     add_dataset_options(parser)
     add_concurrency_option(parser)
+    add_map_loss_option(parser)
     parser.add_argument(
         "--gate",
         choices=("exact", "all"),
@@ -74,7 +64,9 @@ def execute(options: argparse.Namespace) -> int:
     with connected(options, console) as client:
         reference = load_reference(options.outputs_dir, options.model_set, client.health().device)
         reference.check(client.model_set(options.model_set).models, dataset.photos)
-        comparisons, failures = _compare_all(client, options, dataset, reference, path, console)
+        asking = Asking(client, options, dataset, console)
+        expected, weights = reference.outputs_of(dataset.photos), reference.manifest.weights
+        comparisons, failures = asking.compare_all(asking.chosen(), expected, weights, path)
     push_comparisons(comparisons)
     print_tables(output_error_table(comparisons))
     held = [each for each in comparisons if each.exact or options.gate == "all"]
@@ -96,55 +88,3 @@ def _batches(comparisons: list[Comparison]) -> str:
         + ", ".join(f"{size} ({images} image{'s'[: images > 1]})" for size, images in each.batch_sizes.items())
         for each in comparisons
     )
-
-
-def _compare_all(
-    client: ServerClient,
-    options: argparse.Namespace,
-    dataset: Dataset,
-    reference: Reference,
-    path: Path,
-    console: Console,
-) -> tuple[list[Comparison], list[str]]:
-    """Compare one after the other; `path` has every figure as soon as it is known."""
-    comparisons: list[Comparison] = []
-    failures: list[str] = []
-    offered = client.implementations()
-    chosen = select_implementations(offered, options.implementations, options.model_set)
-    if line := left_out(offered, options.implementations, options.model_set):
-        console.print(line, markup=False, soft_wrap=True)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
-        for status in chosen:
-            task = progress.add_task(loading(status), total=len(dataset.photos))
-            try:
-                client.load(status.name, options.model_set)
-                progress.update(task, description=status.name)
-                outputs = collect(
-                    client,
-                    status.name,
-                    options.model_set,
-                    dataset.photos,
-                    partial(_advance, progress, task),
-                    options.concurrency,
-                )
-                comparisons.append(
-                    compare(
-                        reference.outputs_of(dataset.photos),
-                        outputs,
-                        implementation=status.name,
-                        model_set=options.model_set,
-                        exact=status.exact,
-                        weights=reference.manifest.weights,
-                        annotations=dataset.annotations,
-                    )
-                )
-                if options.model_set not in status.loaded:
-                    client.unload(status.name, options.model_set)
-            except (DatasetError, ServerError, MalformedOutput) as error:
-                failures.append(f"{status.name}: {error}")
-            write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))
-    return comparisons, failures
-
-
-def _advance(progress: Progress, task: TaskID, _: str) -> None:
-    progress.advance(task)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from detbench.ablation_results import Ablation
 from detbench.report.ablation import comparisons_of, notes_of, terminal_tables
-from detbench.report.answer import answer
+from detbench.report.answer import answer, ceiling
 from detbench.report.rows import columns_of, doubt_lines, ground_truth_notes, rows_of, uncertain_line
 from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
 from detbench.report.versus import COLUMNS, advice, differences
@@ -38,7 +38,7 @@ def print_sweep(sweep: Sweep) -> None:
     if sweep.comparisons:
         print_tables(output_error_table(sweep.comparisons))
     print_notes(sweep.comparisons)
-    Console().print(answer(rows), markup=False, highlight=False, soft_wrap=True)
+    _print_lines(filter(None, (answer(rows, sweep.settings.slo), ceiling(rows))))
 
 
 def print_ablation(ablation: Ablation) -> None:

@@ -13,6 +13,7 @@ from detbench.datasets import Dataset, fetch_or_open
 from detbench.measure.revision import git_revision
 from detbench.measure.selection import ALL
 from detbench.measure.server_process import ServerProcess
+from detbench.quality.compare import TOLERATED_MAP_LOSS
 from detbench.results import Objective
 from detbench.slo import objective
 from detbench.variables import of_variable, positive_int
@@ -44,6 +45,14 @@ def limit(text: str) -> Objective:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def map_loss(text: str) -> float:
+    """A loss of mAP, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
+
+
 def add_implementations_option(parser: argparse.ArgumentParser, verb: str) -> None:
     """`--implementations`."""
     parser.add_argument(
@@ -64,6 +73,18 @@ def add_concurrency_option(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests in flight while outputs are compared; up to 32; a server that batches answers batches "
         "of up to N (default: %(default)s)",
+    )
+
+
+def add_map_loss_option(parser: argparse.ArgumentParser) -> None:
+    """`--max-map-loss`."""
+    parser.add_argument(
+        "--max-map-loss",
+        type=map_loss,
+        default=TOLERATED_MAP_LOSS,
+        metavar="L",
+        help="how much of mAP, from 0 to 1, an implementation may lose that does not claim to be exact, where images "
+        "are annotated (default: %(default)s)",
     )
 
 

@@ -16,6 +16,7 @@ from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
     add_implementations_option,
+    add_map_loss_option,
     add_server_options,
     limit,
     opened_dataset,
@@ -41,7 +42,7 @@ _MAX_DURATION_S = 600.0
 
 # What --resume takes from the run.
 _OF_THE_PLAN = (
-    *("implementations", "model_set", "dataset", "max_images", "concurrency", "compare_outputs", "slo"),
+    *("implementations", "model_set", "dataset", "max_images", "concurrency", "compare_outputs", "slo", "max_map_loss"),
     *("users", "rate", "steps", "trace", "arrivals", "burstiness", "seed", "max_in_flight"),
     *("duration", "until", "max_duration", "warmup", "repeats", "processes", "ablation"),
 )
@@ -157,6 +158,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_open_loop_options(parser)
     parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
     add_concurrency_option(parser)
+    add_map_loss_option(parser)
     add_dataset_options(parser)
     parser.add_argument(
         "--metrics-port",
@@ -226,7 +228,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise DetbenchError("--until cannot lengthen --steps or --trace, which have an end; leave it out")
     return Plan(
         implementations=tuple(options.implementations) if options.implementations else None,
-        subject=Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency),
+        subject=_subject(options),
         offered=offered,
         processes=options.processes,
         repeats=options.repeats or 1,
@@ -239,6 +241,11 @@ def _plan(options: argparse.Namespace) -> Plan:
         compare_outputs=options.compare_outputs,
         metrics_port=options.metrics_port,
     )
+
+
+def _subject(options: argparse.Namespace) -> Subject:
+    dataset = opened_dataset(options)
+    return Subject(options.model_set, dataset, options.outputs_dir, options.concurrency, options.max_map_loss)
 
 
 def _broken_off(options: argparse.Namespace) -> Sweep:
@@ -263,7 +270,9 @@ def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
     options.host = settings.host
     return Plan(
         implementations=tuple(settings.implementations),
-        subject=Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency),
+        subject=Subject(
+            settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss
+        ),
         offered=tuple(settings.offered),
         processes=settings.processes,
         repeats=settings.repeats,
@@ -281,7 +290,7 @@ def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
 def _ablate(options: argparse.Namespace, console: Console) -> int:
     names = tuple(options.implementations) if options.implementations else None
     plan = AblationPlan(
-        subject=Subject(options.model_set, opened_dataset(options), options.outputs_dir, options.concurrency),
+        subject=_subject(options),
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
         repeats=options.repeats or 2,

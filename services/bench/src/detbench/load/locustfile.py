@@ -20,11 +20,10 @@ import argparse
 import contextlib
 import itertools
 import logging
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +31,17 @@ import gevent
 from gevent.event import Event
 from greenlet import GreenletExit
 from locust import FastHttpUser, constant, events, stats, task
-from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
-from detbench.api.client import REFUSED_IMAGE, ServerClient, base_url
-from detbench.errors import DetbenchError, ServerError
+from detbench.api.client import REFUSED_IMAGE, base_url
+from detbench.errors import DetbenchError
+from detbench.load.locust_options import server_host
 from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
 from detbench.load.recorder import Request
 from detbench.load.workload import Image, Workload, check_answer, load_into_server, prepare_workload, read_images
-from detbench.variables import forget_empty_variables, of_variable, port, positive_int
+from detbench.variables import forget_empty_variables
 
 if TYPE_CHECKING:  # gevent's class takes no arguments when it runs
     Preparing = gevent.Greenlet[..., Workload | DetbenchError]
@@ -52,7 +51,6 @@ forget_empty_variables()  # Locust reads variables after it has imported this fi
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at what the server offers
 
-DEFAULT_HOST = "http://localhost:8000"
 # A closed loop would otherwise send failures as fast as they come: to a dead server, thousands per second.
 _PAUSE_AFTER_FAILURE_S = 0.1
 _GIVE_UP = "detbench_give_up"
@@ -125,49 +123,6 @@ class DetectorUser(FastHttpUser):
         """Called with each request when it is sent; for those who count them."""
 
 
-@events.init_command_line_parser.add_listener
-def add_options(parser: LocustArgumentParser) -> None:
-    """Add our options; the web UI makes fields of them, and drop-downs of those with choices."""
-    implementations, model_sets = _offered(_host_of_command_line())
-    for option, default, choices, help_text in (
-        ("implementation", "baseline", implementations, "way of running the models"),
-        ("model-set", "mixed", model_sets, "detectors that run on every image"),
-        ("dataset", "sample", None, "photos to send: a dataset's name, or a folder"),
-    ):
-        variable = f"BENCHMARK_{option.replace('-', '_').upper()}"
-        parser.add_argument(
-            f"--{option}",
-            type=of_variable(variable, _one_of(choices)),
-            env_var=variable,
-            default=default,
-            choices=choices,
-            help=help_text,
-        )
-    parser.add_argument(
-        "--max-images",
-        type=of_variable("BENCHMARK_MAX_IMAGES", positive_int),
-        env_var="BENCHMARK_MAX_IMAGES",
-        default=100,
-        help="photos held in memory at most",
-    )
-    parser.add_argument(
-        "--data-dir",
-        env_var="BENCHMARK_DATA_DIR",
-        default="data",
-        include_in_web_ui=False,
-        help="folder of the datasets",
-    )
-    parser.add_argument(
-        "--metrics-port",
-        type=of_variable("BENCHMARK_METRICS_PORT", port),
-        env_var="BENCHMARK_METRICS_PORT",
-        default=0,
-        include_in_web_ui=False,
-        help="port on which Prometheus finds the metrics of this process, 0: none; workers of --processes take the "
-        "ports after it",
-    )
-
-
 def export_metrics(environment: Environment, port: int) -> None:
     """Count every request of `environment`; answer Prometheus on `port` unless it is 0."""
     metrics = LoadMetrics()
@@ -197,7 +152,7 @@ def start_process(environment: Environment, **_: Any) -> None:
 def _start_process(environment: Environment) -> None:
     options, runner = environment.parsed_options, environment.runner
     assert options is not None
-    environment.host = _host(environment.host)
+    environment.host = server_host(environment.host)
     metrics_port = options.metrics_port
     if metrics_port and options.processes and isinstance(runner, WorkerRunner):
         metrics_port += 1 + runner.worker_index  # a fork, with the options of the process that was started
@@ -285,7 +240,7 @@ def _prepared(environment: Environment) -> Workload | DetbenchError:
     environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     what = (options.implementation, options.model_set)
     try:
-        host = environment.host = base_url(_host(environment.host))
+        host = environment.host = base_url(server_host(environment.host))
         if isinstance(environment.runner, MasterRunner):
             return Workload(*what, load_into_server(host, *what), images=())
         return prepare_workload(host, *what, options.dataset, options.max_images, Path(options.data_dir))
@@ -371,34 +326,3 @@ def _failure(photo: str, status: int, body: bytes | None) -> str:
         return "no answer: connection refused, broken, or timed out"
     whose = f"{photo}: " if status in REFUSED_IMAGE else ""
     return f"{whose}HTTP {status}: {(body or b'')[:200].decode(errors='replace')}"
-
-
-def _one_of(choices: Sequence[str] | None) -> Callable[[str], str]:
-    def checked(text: str) -> str:
-        if choices is not None and text not in choices:
-            raise ValueError(f"the server has {', '.join(choices)}")
-        return text
-
-    return checked
-
-
-def _host(given: str | None) -> str:
-    return given or os.environ.get("BENCHMARK_HOST") or DEFAULT_HOST
-
-
-def _host_of_command_line() -> str:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-H", "--host", default=os.environ.get("LOCUST_HOST"))
-    return _host(parser.parse_known_args(sys.argv[1:])[0].host)
-
-
-def _offered(host: str) -> tuple[list[str] | None, list[str] | None]:
-    """Implementations that can run there, and model sets; None, so a free field, while the server does not answer."""
-    try:
-        with ServerClient(host, timeout_s=2.0) as client:
-            available = [row for row in client.implementations() if row.unavailable is None]
-    except ServerError as error:
-        log.warning("no drop-downs: %s", error)
-        return None, None
-    model_sets = dict.fromkeys(name for row in available for name in row.model_sets)
-    return [row.name for row in available], list(model_sets)

@@ -24,13 +24,15 @@ from detbench.results import BASELINE, Comparison, Environment, ImplementationIn
 class Subject:
     """What is measured with: the models, the images, where references and runs are, and how outputs are asked for.
 
-    `concurrency` is the number of requests in flight while outputs are compared.
+    `concurrency` is the number of requests in flight while outputs are compared, `max_map_loss` how much of mAP may be
+    lost by what does not claim to be exact.
     """
 
     model_set: str
     dataset: Dataset
     outputs_dir: Path
     concurrency: int
+    max_map_loss: float
 
 
 class Session:
@@ -145,6 +147,7 @@ class Session:
             exact=status.exact,
             weights=reference.manifest.weights,
             annotations=self._subject.dataset.annotations,
+            map_loss=self._subject.max_map_loss,
         )
         push_comparisons([comparison])
         if status.exact and not comparison.gate.passed:

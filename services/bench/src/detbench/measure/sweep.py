@@ -254,6 +254,7 @@ def _new_sweep(
             images=len(plan.subject.dataset.photos),
             compare_outputs=plan.compare_outputs,
             concurrency=plan.subject.concurrency,
+            max_map_loss=plan.subject.max_map_loss,
             host=host,
             server=health.settings,
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detbench.api.schemas import ModelWeights
 from detbench.errors import DatasetError, MalformedOutput
-from detbench.quality.coco_map import Annotations
+from detbench.quality.coco_map import Annotations, difference_interval
 from detbench.quality.matching import Detections, ErrorSums, total
 from detbench.quality.outputs import ImageOutput
 from detbench.results import Comparison, ErrorFigures, Gate, GroundTruth
@@ -36,6 +36,7 @@ def compare(
     exact: bool,
     weights: Sequence[ModelWeights],
     annotations: Path | None,
+    map_loss: float = TOLERATED_MAP_LOSS,
 ) -> Comparison:
     """Output error of `candidate`, per model of the set and over all of them.
 
@@ -45,6 +46,7 @@ def compare(
         exact: whether the implementation claims the reference's answers.
         weights: the models of the set.
         annotations: COCO annotation file of the images, where there is one; what is wrong with it is noted.
+        map_loss: how much of mAP what does not claim to be exact may lose.
 
     Raises:
         MalformedOutput: other images, or an image without one of the models.
@@ -68,7 +70,9 @@ def compare(
         tolerance=None
         if exact
         else _gate(
-            f"{name}: {reason}" for name, each in figures.items() for reason in _not_near(each, ground_truth.get(name))
+            f"{name}: {reason}"
+            for name, each in figures.items()
+            for reason in _not_near(each, ground_truth.get(name), map_loss)
         ),
     )
 
@@ -108,7 +112,7 @@ def _not_the_same(figures: ErrorFigures) -> Iterator[str]:
         yield f"{figures.missed} detections missed, {figures.spurious} spurious"
 
 
-def _not_near(figures: ErrorFigures, truth: GroundTruth | None) -> Iterator[str]:
+def _not_near(figures: ErrorFigures, truth: GroundTruth | None, map_loss: float) -> Iterator[str]:
     """Why these are too far from the reference's answers to be served in their place; nothing where they are not."""
     if figures.mean_iou < TOLERATED_MEAN_IOU:
         yield f"mean IoU of the pairs {figures.mean_iou:.3f} is below {TOLERATED_MEAN_IOU:g}"
@@ -119,8 +123,8 @@ def _not_near(figures: ErrorFigures, truth: GroundTruth | None) -> Iterator[str]
             f"labels accuracy {figures.labels_accuracy:.3f} is below {TOLERATED_LABELS_ACCURACY:g} "
             f"({figures.missed} detections missed, {figures.spurious} spurious)"
         )
-    if truth is not None and truth.difference < -TOLERATED_MAP_LOSS:
-        yield f"mAP {truth.map:.3f} is more than {TOLERATED_MAP_LOSS:g} below the reference's {truth.map_baseline:.3f}"
+    if truth is not None and truth.difference < -map_loss:
+        yield f"mAP {truth.map:.4f} is more than {map_loss:g} below the reference's {truth.map_baseline:.4f}"
 
 
 def _ground_truth(
@@ -149,10 +153,19 @@ def _ground_truth(
             ] = None
             continue
         try:
-            ours = annotations.mean_average_precision(reference, model.model_name)
-            theirs = annotations.mean_average_precision(candidate, model.model_name)
+            ours = annotations.evaluated(reference, model.model_name)
+            theirs = annotations.evaluated(candidate, model.model_name)
         except DatasetError as error:
             notes[f"no mAP: {error}"] = None
             continue
-        found[model.model_name] = GroundTruth(map=theirs, map_baseline=ours, difference=theirs - ours)
+        low, high = difference_interval(ours, theirs)
+        found[model.model_name] = GroundTruth(
+            map=theirs.map,
+            ap50=theirs.ap50,
+            ap75=theirs.ap75,
+            map_baseline=ours.map,
+            difference=theirs.map - ours.map,
+            low=low,
+            high=high,
+        )
     return found, [*notes, *(annotations.notes(candidate) if found else ())]

@@ -1,32 +1,50 @@
-"""The sentence that a report is opened for."""
+"""The sentences that a report is opened for."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from detbench.report.rows import Row, duration
-from detbench.results import BASELINE, Memory, OpenLoop
+from detbench.results import BASELINE, CEILING, Memory, Objective, OpenLoop
 from detbench.statistics.ratios import Ratio
 
 
-def answer(rows: Sequence[Row]) -> str:
+def answer(rows: Sequence[Row], slo: Sequence[Objective] = ()) -> str:
     """Which implementation is fastest of those that are right, or claim to be, and what is wrong with faster ones.
 
-    What was not compared and does not claim the reference's answers never is the fastest: it may answer anything.
+    What was not compared and does not claim the reference's answers never is the fastest: it may answer anything. Nor
+    is what misses a limit of `slo`, or the ceiling, which runs no model.
     """
-    measured = [(row.rps, row) for row in rows if row.rps is not None]
+    measured = [(row.rps, row) for row in rows if row.rps is not None and row.run.implementation != CEILING]
     right = [(rps, row) for rps, row in measured if row.right]
     if not right:
         return f"Nothing was measured whose answers are right{_others(measured, ': ')}."
-    if isinstance(right[0][1].run.offered, OpenLoop):
-        return _soonest([row for _, row in right])
-    rps, row = max(right, key=lambda each: each[0])
+    within = [(rps, row) for rps, row in right if not row.run.missed]
+    if not within:
+        return f"Nothing whose answers are right holds {limits(slo)}{_misses(row for _, row in right)}."
+    holding = f" and holds {limits(slo)}" if slo else ""
+    if isinstance(within[0][1].run.offered, OpenLoop):
+        return _soonest([row for _, row in within], holding)
+    rps, row = max(within, key=lambda each: each[0])
     speedup = row.speedup if row.run.implementation != BASELINE else None
     most = (
         f"{row.run.implementation} serves the most: {rps:.3g} images per second with {row.run.offered}"
         + (f", {_times(speedup)} baseline" if speedup is not None else "")
         + memory_clause(row.run.memory)
     )
-    return f"{most}. {_checked(row)}{_others([each for each in measured if each[0] > rps], '. ')}."
+    others = _others([each for each in measured if each[0] > rps and not each[1].right], ". ")
+    return f"{most}. {_checked(row)}{holding}{others}.{_invalid(row)}"
+
+
+def limits(slo: Sequence[Objective]) -> str:
+    """The limits in words, such as "p99 ≤ 200 ms and errors ≤ 0.1 %"."""
+    return " and ".join(map(str, slo))
+
+
+def ceiling(rows: Sequence[Row]) -> str:
+    """What server and load test do without a model, which limits every figure; empty where it was not measured."""
+    best = max((row.rps for row in rows if row.rps is not None and row.run.implementation == CEILING), default=None)
+    return "" if best is None else f"The ceiling: without a model ({CEILING}) server and load test do {best:.3g}."
 
 
 def memory_clause(memory: Memory | None) -> str:
@@ -39,12 +57,19 @@ def memory_clause(memory: Memory | None) -> str:
     )
 
 
+def verdicts(rows: Sequence[Row]) -> str:
+    """How many of the runs are valid."""
+    counts = Counter(row.run.verdict.replace("_", " ") for row in rows)
+    bad = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if verdict != "valid")
+    return f"{counts['valid']} of {len(rows)} runs are valid" + (f"; {bad}." if bad else ".")
+
+
 def _times(speedup: Ratio) -> str:
     interval = "" if speedup.low is None or speedup.high is None else f" ({speedup.low:.2f} to {speedup.high:.2f})"
     return f"{speedup.value:.2f}{interval} times"
 
 
-def _soonest(rows: Sequence[Row]) -> str:
+def _soonest(rows: Sequence[Row], holding: str) -> str:
     """Of an open loop, which offers the same to all: who answers soonest, by the highest percentile that is certain."""
     load = str(rows[0].run.offered)
     for name in ("p99", "p90", "p50"):
@@ -53,8 +78,8 @@ def _soonest(rows: Sequence[Row]) -> str:
             ms, row = min(found, key=lambda each: each[0])
             took = "more than was waited for" if math.isinf(ms) else f"{duration(ms)} ms"
             most = f"{row.run.implementation} answers soonest at {load}: {name} {took}"
-            return f"{most}{memory_clause(row.run.memory)}. {_checked(row)}."
-    return f"At {load} no percentile is certain: too few requests. Raise --duration."
+            return f"{most}{memory_clause(row.run.memory)}. {_checked(row)}{holding}.{_invalid(row)}"
+    return f"At {load} no percentile is certain: too few requests. Raise --duration, or give --until p99."
 
 
 def _certain(row: Row, name: str) -> float | None:
@@ -65,6 +90,19 @@ def _certain(row: Row, name: str) -> float | None:
 
 def _checked(row: Row) -> str:
     return "It gives the reference's answers" if row.comparison else "It was not compared with the reference"
+
+
+def _misses(rows: Iterable[Row]) -> str:
+    """What each implementation misses where it is best."""
+    best = {row.run.implementation: row for row in sorted(rows, key=lambda row: row.rps or 0.0)}
+    said = [f"{name}, {row.run.offered}: {', '.join(map(str, row.run.missed))}" for name, row in best.items()]
+    return ": " + "; ".join(said) if said else ""
+
+
+def _invalid(row: Row) -> str:
+    """That the run is invalid, and the first reason; empty where it is valid."""
+    reasons = [warning.message for warning in row.run.warnings if warning.invalidates]
+    return f" But this run is invalid: {reasons[0]}." if reasons else ""
 
 
 def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:

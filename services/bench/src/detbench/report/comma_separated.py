@@ -68,7 +68,12 @@ def _ground_truth(sweep: Sweep, comparison: Comparison | None) -> dict[str, obje
     return {
         f"{figure}_{name}": getattr(found.get(name), field, None)
         for name in names
-        for figure, field in (("map", "map"), ("map_difference", "difference"))
+        for figure, field in (
+            ("map", "map"),
+            ("map_difference", "difference"),
+            ("map_difference_low", "low"),
+            ("map_difference_high", "high"),
+        )
     }
 
 

@@ -19,7 +19,7 @@ _FIGURES = (
 )
 _GROUND_TRUTH = (
     Column("mAP", "COCO's, IoU 0.50:0.95, against the annotations"),
-    Column("ΔmAP", "mAP less that of the reference"),
+    Column("ΔmAP", "mAP less that of the reference; in brackets what other images of the kind would show with 95 %"),
 )
 _VERDICT = (Column("claims", "exact: to give the reference's answers", numeric=False), GATE_COLUMN)
 
@@ -77,4 +77,4 @@ def _of_pairs(value: float | None) -> str:
 def _truth_cells(truth: GroundTruth | None) -> tuple[str, str]:
     if truth is None:
         return NOT_APPLICABLE, NOT_APPLICABLE
-    return f"{truth.map:.4f}", f"{truth.difference:+.4f}"
+    return f"{truth.map:.4f}", f"{truth.difference:+.4f} [{truth.low:+.4f}, {truth.high:+.4f}]"

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from detbench.quality.outputs import read_outputs
-from detbench.report.answer import answer
+from detbench.report.answer import answer, ceiling, limits, verdicts
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.photo import COLOURS, side_by_side
 from detbench.report.plots import Plots
@@ -18,6 +18,7 @@ from detbench.report.rows import (
     uncertain_line,
 )
 from detbench.results import Sweep
+from detbench.verdict import FEW_REQUESTS
 
 TEMPLATES = Environment(
     loader=PackageLoader("detbench.report"),
@@ -40,9 +41,13 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
         uncertain=uncertain_line(rows, columns),
         implementation_columns=IMPLEMENTATION_COLUMNS,
         implementations=[("", cells) for cells in implementation_rows(sweep)],
-        answer=answer(rows),
+        answer=answer(rows, sweep.settings.slo),
+        ceiling=ceiling(rows),
+        limits=limits(sweep.settings.slo),
+        verdicts=verdicts(rows),
         random_weights=[model.model_name for model in sweep.weights if model.source == "random"],
         plots={
+            "Throughput, latency, memory and answers": plots.choice(sweep.settings.slo),
             "Throughput": plots.throughput(),
             "Latency": plots.latency(),
             "Where the server's time goes": plots.stages(),
@@ -54,7 +59,7 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
         ground_truth_notes=ground_truth_notes(sweep.comparisons),
         photos=_photos(sweep, run_dir),
         model_colours=[(model.model_name, COLOURS[i % len(COLOURS)]) for i, model in enumerate(sweep.weights)],
-        warnings=[(row.run, warning) for row in rows for warning in row.run.warnings],
+        warnings=[(row.run, warning) for row in rows for warning in row.run.warnings if warning.invalidates or warning.code != FEW_REQUESTS],
     )
 
 

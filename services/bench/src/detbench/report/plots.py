@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from detbench.quality.compare import BOXES_MSE_LIMIT
 from detbench.report.rows import Row
-from detbench.results import ClosedLoop, Comparison, Memory
+from detbench.results import CEILING, ClosedLoop, Comparison, Memory, Objective
 
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -68,6 +68,9 @@ class Plots:
         def lines(axes: Axes) -> None:
             for name, runs in _by_implementation(closed).items():
                 xs, ys = zip(*runs, strict=True)
+                if name == CEILING:
+                    axes.plot(xs, ys, ":", color=_GREY, label=f"ceiling ({name}: no model)")
+                    continue
                 dashes = "--" if name in self._doubts else "-"
                 axes.plot(xs, ys, dashes, marker="o", color=self._colours[name], label=self._label(name))
             users = sorted({row.run.offered.users for row in closed if isinstance(row.run.offered, ClosedLoop)})
@@ -91,6 +94,46 @@ class Plots:
         if closed:
             return self._draw("Requests per second against users", 3.2, lines)
         return self._draw("Requests per second of every run", self._height(), bars)
+
+    def choice(self, slo: Sequence[Objective]) -> str:
+        """What there is to choose from: latency against throughput, memory as the area, right answers or not.
+
+        Latency is p99, or the percentile of the first limit of `slo` that is one. The ceiling, which is no choice, is a
+        line.
+        """
+        limited = [each for each in slo if each.figure in ("p50", "p90", "p99", "p99.9")]
+        figure = limited[0].figure if limited else "p99"
+        shown = [row for row in self._rows if row.run.implementation != CEILING and _finite(row, figure) is not None]
+        if not shown:
+            return ""
+        most_mb = max((row.run.memory.peak_mb or 0.0 for row in shown if row.run.memory), default=0.0)
+
+        def draw(axes: Axes) -> None:
+            for name in dict.fromkeys(row.run.implementation for row in shown):
+                rows = [row for row in shown if row.run.implementation == name]
+                xs, ys = [row.rps or 0.0 for row in rows], [_finite(row, figure) or 0.0 for row in rows]
+                areas = [
+                    40 + 260 * (row.run.memory.peak_mb or 0.0) / most_mb if row.run.memory and most_mb else 40
+                    for row in rows
+                ]
+                colour, wrong = self._colours[name], name in self._doubts
+                axes.plot(xs, ys, "--" if wrong else "-", color=colour, linewidth=1, alpha=0.5)
+                axes.scatter(
+                    xs, ys, s=areas, marker="X" if wrong else "o", color=colour, alpha=0.75, label=self._label(name)
+                )
+                for x, y, row in zip(xs, ys, rows, strict=True):
+                    axes.annotate(str(row.run.offered), (x, y), (9, 6), textcoords="offset points", fontsize=8)
+            _scale(axes.set_xscale, axes.xaxis, [row.rps or 0.0 for row in shown])
+            _scale(axes.set_yscale, axes.yaxis, [_finite(row, figure) or 0.0 for row in shown])
+            axes.margins(x=0.15, y=0.2)
+            for each in limited[:1]:
+                axes.axhline(each.limit, color="black", linewidth=1, linestyle=":")
+                axes.annotate(f" {each}", (0, each.limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+            axes.set_xlabel("requests per second; area: memory peak")
+            axes.set_ylabel(f"{figure} (ms)")
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=0.6)
+
+        return self._draw(f"{figure} against requests per second", 3.6, draw)
 
     def latency(self) -> str:
         """p50, p90 and p99 of every run: a bar to p50, and marks at the others; hollow where one is uncertain."""
@@ -229,6 +272,13 @@ def _by_implementation(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]
         if isinstance(row.run.offered, ClosedLoop) and row.run.load:
             found.setdefault(row.run.implementation, []).append((row.run.offered.users, row.run.load.rps))
     return {name: sorted(runs) for name, runs in found.items()}
+
+
+def _finite(row: Row, figure: str) -> float | None:
+    """The percentile of that name in ms; None where there is none, or a failure makes it infinite."""
+    latency = row.run.load.latency if row.run.load else None
+    value = latency.percentiles()[figure].value_ms if latency else math.inf
+    return value if math.isfinite(value) else None
 
 
 def _marks(row: Row) -> list[tuple[str, float, bool]]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detbench.api.schemas import ModelWeights
-from detbench.report.answer import answer
+from detbench.report.answer import answer, ceiling
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.rows import (
     IMPLEMENTATION_COLUMNS,
@@ -65,7 +65,7 @@ def markdown_table(sweep: Sweep) -> str:
         f"Model set {settings.model_set}, {settings.images} images of {settings.dataset}, "
         f"{_duration(settings)} a run, {measured_on(sweep.environment, sweep.weights, sweep.started)}",
         "",
-        answer(rows),
+        " ".join(filter(None, (answer(rows, settings.slo), ceiling(rows)))),
         "",
         *markdown_lines(columns, [row.cells(columns) for row in rows]),
         "",
