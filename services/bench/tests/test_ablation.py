@@ -309,3 +309,16 @@ def test_the_command_report_makes_an_ablations_reports_again(detbench, stub: Stu
     assert detbench("report") == 0
     assert page.exists()
     assert str(page) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_sweeps_page_shows_the_ablation_beside_it(detbench, stub: StubServer, tmp_path: Path):
+    at_stub = ("--host", stub.host, "--max-images", "1", "--implementations", "baseline", "folded")
+    assert detbench("run", *at_stub, "--users", "1", "--duration", "1", "--warmup", "1") == 0
+    (run_dir,) = (tmp_path / "outputs").glob("*-single")
+    assert "Where the speed-up comes from" not in (run_dir / "report.html").read_text()
+    assert detbench("run", "--ablation", *at_stub, "--batches", "5") == 0
+    assert detbench("report", str(run_dir)) == 0
+    page = (run_dir / "report.html").read_text()
+    (other,) = (tmp_path / "outputs").glob("*-ablation")
+    assert f'<a href="../{other.name}/ablation.html">' in page
+    assert "The fastest row that claims to be exact (it was not compared) is folded" in page

@@ -22,7 +22,7 @@ CALLS: list[tuple[str, str, tuple[str, ...], Any]] = [
     ("post", "/vram/reset", (), schemas.VramStatus),
     ("post", "/implementations/{implementation}/load", ("model_set",), schemas.Loaded),
     ("post", "/implementations/{implementation}/unload", ("model_set",), Any),
-    ("post", "/implementations/{implementation}/kernels", ("model_set",), schemas.Kernels),
+    ("post", "/implementations/{implementation}/kernels", ("model_set", "in_process"), schemas.Kernels),
     ("post", "/infer/{implementation}", ("model_set",), schemas.Inference),
     ("post", "/time/{implementation}", ("model_set", "batch_size", "repeats"), schemas.Timed),
 ]

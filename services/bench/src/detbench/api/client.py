@@ -98,12 +98,17 @@ class ServerClient:
         """Unload an implementation and give its memory back."""
         self._call("POST", f"/implementations/{implementation}/unload", params={"model_set": model_set})
 
-    def kernels(self, implementation: str, model_set: str) -> int:
-        """Kernels that one request launches, which the server counts in a process of its own: seconds, or minutes."""
+    def kernels(self, implementation: str, model_set: str, in_process: bool) -> int:
+        """Kernels that one request launches.
+
+        Args:
+            in_process: count in the server, whose figures are worth nothing from then on; else in a process of its own,
+                which takes seconds, or minutes.
+        """
         answer = self._call(
             "POST",
             f"/implementations/{implementation}/kernels",
-            params={"model_set": model_set},
+            params={"model_set": model_set, "in_process": in_process},
             timeout_s=_COMPILE_TIMEOUT_S,
         )
         return Kernels.model_validate(answer).kernels_per_request

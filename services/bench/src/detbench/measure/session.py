@@ -104,13 +104,16 @@ class Session:
     def with_kernels(self, server: Server, info: ImplementationInfo) -> ImplementationInfo:
         """`info` with its kernels per request; without, and a line that says why, where they cannot be counted.
 
-        It is unloaded first: the server counts in a process that loads it again.
+        A server of our own counts by itself, and is ended after that. Another one, which goes on, counts in a process
+        that loads the implementation again, for which it is unloaded first.
         """
         model_set = self._subject.model_set
-        server.client.unload(info.name, model_set)
+        own = server.process is not None
+        if not own:
+            server.client.unload(info.name, model_set)
         self._progress.doing(f"{info.name}: counting kernels")
         try:
-            count = server.client.kernels(info.name, model_set)
+            count = server.client.kernels(info.name, model_set, in_process=own)
         except ServerError as error:
             self._progress.say(f"{info.name}: kernels per request are n/a: {server.reason(error)}")
             return info

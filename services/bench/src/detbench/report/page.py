@@ -6,6 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from detbench.quality.outputs import read_outputs
 from detbench.report.answer import answer, ceiling, limits, verdicts
+from detbench.report.beside import beside
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.photo import COLOURS, side_by_side
 from detbench.report.plots import Plots
@@ -58,6 +59,7 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
         errors=[("", cells) for cells in output_error_rows(sweep.comparisons)],
         ground_truth_notes=ground_truth_notes(sweep.comparisons),
         photos=_photos(sweep, run_dir),
+        beside=beside(sweep, run_dir),
         model_colours=[(model.model_name, COLOURS[i % len(COLOURS)]) for i, model in enumerate(sweep.weights)],
         warnings=[(row.run, warning) for row in rows for warning in row.run.warnings if warning.invalidates or warning.code != FEW_REQUESTS],
     )

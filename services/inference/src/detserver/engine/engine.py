@@ -169,6 +169,18 @@ class Engine:
 
         return await self.call(measure)
 
+    async def kernels(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> int:
+        """Kernels that a batch of one image launches; what is not loaded yet is loaded first.
+
+        The profiler stays attached to the process, on a GPU, and makes every later launch slower.
+        """
+        self.check(implementation, model_set)
+        return await self.call(
+            lambda: self._loaded.kernels(
+                self._loaded.get(implementation, model_set), (implementation.name, model_set.name)
+            )
+        )
+
     async def unload(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> bool:
         """Unload an implementation and give its memory back; returns whether it was loaded."""
         return await self.call(lambda: self._loaded.unload((implementation.name, model_set.name)))

@@ -14,6 +14,7 @@ from detserver.engine.work import Answer, Key, LoadFigures, check_outputs, failu
 from detserver.errors import DetserverError
 from detserver.implementations.base import BaseModelImpl
 from detserver.machine.device import clear_workspaces, use_libraries
+from detserver.machine.profiling import count_kernels
 from detserver.machine.timing import seconds_of
 from detserver.models.model_sets import ModelSet
 from detserver.models.weights import WeightsStore
@@ -115,6 +116,12 @@ class LoadedImplementations:
         self._count_slow_nms(built, key)
         built.stopwatch.take()
         return times
+
+    def kernels(self, built: BaseModelImpl, key: Key) -> int:
+        """Kernels that a batch of one image launches, see `Engine.kernels`."""
+        image = built.example()
+        with failures(key):
+            return count_kernels(lambda: built.predict_batch([image]), self._device)
 
     def _count_slow_nms(self, built: BaseModelImpl, key: Key) -> None:
         self.slow_nms[key] += built.slow_nms

@@ -3,15 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from detserver import lean_imports
-
-if TYPE_CHECKING:
-    import torch
-
-_NOT_KERNELS = ("Memcpy", "Memset")
 
 
 def main(implementation: str, model_set: str) -> int:
@@ -25,6 +18,7 @@ def main(implementation: str, model_set: str) -> int:
     from detserver.errors import DetserverError
     from detserver.http.server import Server
     from detserver.machine.device import use_ieee_float32
+    from detserver.machine.profiling import count_kernels
     from detserver.settings import Settings
 
     try:
@@ -41,29 +35,6 @@ def main(implementation: str, model_set: str) -> int:
         return 1
     sys.stdout.write(json.dumps({"kernels_per_request": count}) + "\n")
     return 0
-
-
-def count_kernels(call: Callable[[], object], device: "torch.device") -> int:
-    """Kernels that `call` launches, counted by torch's profiler after one call without it.
-
-    On a GPU: kernels, those of a CUDA graph among them, copies not. On a CPU: torch's operators that call no other one;
-    what a library does inside one of them, or OpenVINO by itself, is not seen.
-    """
-    import torch
-    from torch._C._autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    call()
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        call()
-        if on_gpu:
-            torch.cuda.synchronize(device)
-    events = profiler.events()
-    if on_gpu:
-        return sum(e.device_type == DeviceType.CUDA and not e.name.startswith(_NOT_KERNELS) for e in events)
-    return sum(not e.cpu_children and "::" in e.name for e in events)
 
 
 if __name__ == "__main__":

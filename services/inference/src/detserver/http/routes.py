@@ -154,10 +154,16 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/implementations/{implementation}/kernels",
         summary="How many kernels a request launches, counted by loading it in a process of its own, once",
-        responses=_problems(404, 409, 422, 500),
+        responses=_problems(404, 409, 422, 500, 503),
     )
-    async def kernels(implementation: str, model_set: ModelSetName = None) -> schemas.Kernels:
-        return await server.kernels(implementation, model_set)
+    async def kernels(
+        implementation: str,
+        model_set: ModelSetName = None,
+        in_process: Annotated[
+            bool, Query(description="count in the server itself: faster, but it may serve slower from then on")
+        ] = False,
+    ) -> schemas.Kernels:
+        return await server.kernels(implementation, model_set, in_process)
 
     @app.get(
         "/model-sets/{model_set}",

@@ -163,10 +163,13 @@ class Server:
         was_loaded = await self.engine.unload(implementation, model_set)
         return schemas.Unloaded(implementation=name, model_set=model_set.name, was_loaded=was_loaded)
 
-    async def kernels(self, name: str, set_name: str | None) -> schemas.Kernels:
+    async def kernels(self, name: str, set_name: str | None, in_process: bool) -> schemas.Kernels:
         """Answer `POST /implementations/{name}/kernels`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
-        count = await self._kernels.count(implementation.name, model_set.name)
+        if in_process:
+            count = await self.engine.kernels(implementation, model_set)
+        else:
+            count = await self._kernels.count(implementation.name, model_set.name)
         return schemas.Kernels(implementation=name, model_set=model_set.name, kernels_per_request=count)
 
     async def time(
