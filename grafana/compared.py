@@ -57,6 +57,8 @@ COLUMNS = {
         f'max by (implementation, model_set) (detbench_labels_accuracy{{{CHOSEN},model="all"}})',
     ),
     "gate": ("Same answers", "short", f"max by (implementation, model_set) (detbench_gate_passed{{{CHOSEN}}})"),
+    "valid": ("Valid", "short", f"min by (implementation, model_set) (detbench_run_valid{{{CHOSEN}}})"),
+    "limits": ("Limits held", "short", f"min by (implementation, model_set) (detbench_run_limits_held{{{CHOSEN}}})"),
     "measured": (
         "Measured",
         "dateTimeFromNow",
@@ -97,6 +99,7 @@ def comparison_table() -> table.Panel:
         .description(
             "What `detbench run` and `detbench compare` pushed last: throughput at the best number of users, latency "
             "at one user, output error over all models. Same answers: within what float32 reassociation leaves. "
+            "Valid: the verdict on every load. Limits held: those of --slo, where there were any. "
             "Measured, Compared: how old a row is; only what is measured again is replaced."
         )
         .datasource(SOURCE)
@@ -136,14 +139,16 @@ def comparison_table() -> table.Panel:
             ],
         )
     answers = {"0": {"text": "no", "color": "red", "index": 0}, "1": {"text": "yes", "color": "green", "index": 1}}
-    return panel.override_by_name(
-        COLUMNS["gate"][0],
-        [
-            DynamicConfigValue(id_val="mappings", value=[{"type": "value", "options": answers}]),
-            DynamicConfigValue(id_val="custom.displayMode", value="color-text"),
-            DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"}),
-        ],
-    )
+    for ref in ("gate", "valid", "limits"):
+        panel = panel.override_by_name(
+            COLUMNS[ref][0],
+            [
+                DynamicConfigValue(id_val="mappings", value=[{"type": "value", "options": answers}]),
+                DynamicConfigValue(id_val="custom.displayMode", value="color-text"),
+                DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"}),
+            ],
+        )
+    return panel
 
 
 def compared() -> Dashboard:

@@ -27,12 +27,9 @@ TALL = 17
 """Grid rows of a panel whose legend has nine lines: a percentile, or a stage, each."""
 
 
-def percentiles(side: str) -> list[Query]:
-    """p50, p90 and p99 of `side`'s latency by recording rule; without a request they are NaN, and left out."""
-    return [
-        (f"{BY}:{side}_request_duration_seconds:{name}_rate30s{{{CHOSEN}}} >= 0", f"{name} {NAMED}")
-        for name in ("p50", "p90", "p99")
-    ]
+def percentiles(metric: str) -> list[Query]:
+    """p50, p90 and p99 of a histogram by recording rule; without a request they are NaN, and left out."""
+    return [(f"{BY}:{metric}:{name}_rate30s{{{CHOSEN}}} >= 0", f"{name} {NAMED}") for name in ("p50", "p90", "p99")]
 
 
 def live() -> Dashboard:
@@ -81,7 +78,7 @@ def live() -> Dashboard:
                 "Client p99",
                 "99 of 100 successful requests were faster, as the clients saw it, over the last 30 s.",
                 "s",
-                f"max({BY}:detbench_request_duration_seconds:p99_rate30s{{{CHOSEN}}})",
+                f"max({BY}:detbench_latency_seconds:p99_rate30s{{{CHOSEN}}})",
             )
         )
         .with_panel(
@@ -103,20 +100,39 @@ def live() -> Dashboard:
         .with_panel(weights())
         .with_panel(
             graph(
-                "Offered and achieved throughput",
-                "Offered: requests that users sent. Achieved: successful answers. The two part when requests fail.",
+                "Offered, sent and answered",
+                "Offered: what was to be sent, sent or dropped. Answered: successfully. Offered and sent part where no "
+                "sender was idle, sent and answered where requests fail or a queue grows.",
                 "reqps",
-                (f"{BY}:detbench_requests_started:rate10s{{{CHOSEN}}} > 0", f"offered {NAMED}"),
-                (f"{BY}:detbench_requests:rate10s{{{CHOSEN}}} > 0", f"achieved {NAMED}"),
+                (
+                    f"({BY}:detbench_requests_started:rate10s{{{CHOSEN}}} + "
+                    f"{BY}:detbench_requests_dropped:rate10s{{{CHOSEN}}}) > 0",
+                    f"offered {NAMED}",
+                ),
+                (f"{BY}:detbench_requests_started:rate10s{{{CHOSEN}}} > 0", f"sent {NAMED}"),
+                (f"{BY}:detbench_requests:rate10s{{{CHOSEN}}} > 0", f"answered {NAMED}"),
                 height=TALL,
             )
         )
         .with_panel(
             graph(
                 "Client latency",
-                "Percentiles of successful requests over the last 30 s, from the summed histograms of all workers.",
+                "Percentiles of successful requests over the last 30 s, from the summed histograms of all workers; in "
+                "an open loop from the time when a request was to be sent. Limits: those that the run is to hold.",
                 "s",
-                *percentiles("detbench"),
+                *percentiles("detbench_latency_seconds"),
+                ("max by (figure) (detbench_limit_seconds)", "limit of {{figure}}"),
+                height=TALL,
+            )
+        )
+        .with_panel(
+            graph(
+                "Service time and lateness",
+                "Service time: from sending to the answer. Lateness: how long after its time a request of an open loop "
+                "was sent, which is the generator's fault. Latency is both together.",
+                "s",
+                *percentiles("detbench_request_duration_seconds"),
+                (f"{BY}:detbench_lateness_seconds:p99_rate30s{{{CHOSEN}}} >= 0", f"p99 late {NAMED}"),
                 height=TALL,
             )
         )
@@ -125,7 +141,7 @@ def live() -> Dashboard:
                 "Server latency",
                 "From a request's headers to its answer, percentiles over the last 30 s.",
                 "s",
-                *percentiles("detserver"),
+                *percentiles("detserver_request_duration_seconds"),
                 height=TALL,
             )
         )

@@ -204,6 +204,14 @@ def dashboard(uid: str, title: str, description: str, refresh: str = "5s") -> Da
         .icon_color("rgba(120, 160, 255, 0.6)")
         .expr(f"sum by (implementation, model_set) ({BY}:detserver_requests:rate10s) > 0")
     )
+    loads = (
+        AnnotationQuery()
+        .name("Loads of detbench run")
+        .datasource(SOURCE)
+        .enable(True)
+        .icon_color("rgba(120, 220, 160, 0.6)")
+        .expr("sum by (run, load, implementation) (detbench_run_info)")
+    )
     return (
         Dashboard(title)
         .uid(uid)
@@ -222,6 +230,7 @@ def dashboard(uid: str, title: str, description: str, refresh: str = "5s") -> Da
             .current(VariableOption(selected=True, text="Prometheus", value="prometheus"))
         )
         .annotation(runs)
+        .annotation(loads)
         .link(
             DashboardLink("detbench")
             .type(DashboardLinkType.DASHBOARDS)

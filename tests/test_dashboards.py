@@ -52,7 +52,7 @@ def test_a_dashboard_is_read_only_has_a_fixed_uid_and_a_data_source_variable(pat
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert all(variable["label"] for variable in variables.values())
-    assert [annotation["name"] for annotation in dashboard["annotations"]["list"]] == ["Runs"]
+    assert [annotation["name"] for annotation in dashboard["annotations"]["list"]] == ["Runs", "Loads of detbench run"]
 
 
 def test_the_waterfall_has_every_stage_of_the_server():
@@ -144,6 +144,7 @@ from metric_names import families
 environment = Environment(parsed_options=argparse.Namespace(implementation="baseline", model_set="mixed"))
 environment.create_master_runner("127.0.0.1", 0)
 export_metrics(environment, port=0)
+environment.load_metrics.about("run", "1 user", {{"p99": 0.2}})
 print(*families(environment.load_metrics.registry))
 """
 

@@ -80,7 +80,9 @@ def run(implementation: str, users: int, rps: float, used: Memory | None = None)
         ended=START + timedelta(seconds=25),
         load=load(rps, 1000 * users / rps),
         memory=used or memory(),
-        warnings=[MeasurementWarning(code="few-requests", message="few", remedy="more", invalidates=False)] if rps < 1 else [],
+        warnings=[MeasurementWarning(code="few-requests", message="few", remedy="more", invalidates=False)]
+        if rps < 1
+        else [],
     )
 
 

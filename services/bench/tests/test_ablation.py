@@ -57,9 +57,9 @@ def measured(outputs_dir: Path) -> dict[str, Any]:
     return json.loads((the_run(outputs_dir) / "ablation.json").read_text())
 
 
-@pytest.mark.parametrize(("latency_ms", "batches"), [(1, 200), (100, 100), (10_000, 5), (0, 200)])
+@pytest.mark.parametrize(("latency_ms", "batches"), [(1, 200), (100, 100), (20_000, 0), (0, 200)])
 def test_batches_fill_the_time_within_bounds(latency_ms: float, batches: int):
-    assert batches_within(10, [latency_ms] * 5) == batches
+    assert batches_within(10, [latency_ms] * 5, 200) == batches
 
 
 def test_an_ablation_measures_every_step_alone_and_reports(detbench, stub: StubServer, tmp_path: Path, capsys):
@@ -102,7 +102,7 @@ def test_an_ablation_measures_every_step_alone_and_reports(detbench, stub: StubS
     assert [float(row["share"] or 0) for row in rows[:8]] == [share or 0 for share in shares.values()]
     markdown = (run_dir / "ablation.md").read_text()
     assert (
-        "| 1 | fastest of all | fastest | 10.0 | 9.0–10.2 | 100 | 8.00× | compiled | 2.00× | 33 % | 812 |" in markdown
+        "| 1 | fastest of all | fastest | 10.0 | 10.0–10.0 | 100 | 8.00× | compiled | 2.00× | 33 % | 812 |" in markdown
     )
     assert "| 1 | + stacking | grouped | 25.0 | 22.5–25.6 | 40 | 3.20× | folded | 1.60× | (23 %) | 812 |" in markdown
     assert "| baseline | reference | fp32 | 1.5 | – | – | 1,234 | n/a | 0 | 0 | 1.0000 | 1.0000 | passed |" in markdown
@@ -321,4 +321,4 @@ def test_a_sweeps_page_shows_the_ablation_beside_it(detbench, stub: StubServer, 
     page = (run_dir / "report.html").read_text()
     (other,) = (tmp_path / "outputs").glob("*-ablation")
     assert f'<a href="../{other.name}/ablation.html">' in page
-    assert "The fastest row that claims to be exact (it was not compared) is folded" in page
+    assert "The fastest exact row is folded: 40.0 ms for 1 image, 2.00 times baseline" in page

@@ -17,9 +17,11 @@ from detbench.results import Comparison, Gate, GroundTruth, ImplementationInfo
 
 def near(**changes: object) -> Comparison:
     """Not the reference's answers, not claimed to be, and near enough; its first model has a mAP."""
-    truth = {MODELS[0]: GroundTruth(
+    truth = {
+        MODELS[0]: GroundTruth(
             map=0.3214, ap50=0.5, ap75=0.3, map_baseline=0.3251, difference=-0.0037, low=-0.0081, high=0.0012
-        )}
+        )
+    }
     plain = {"exact": False, "tolerance": Gate(passed=True), "ground_truth": truth}
     return comparison("near", 40.0).model_copy(update=plain | changes)
 
@@ -98,4 +100,4 @@ def test_compare_prints_map_where_there_are_annotations(detbench, sample, tmp_pa
         assert detbench("compare", *where) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     of_model = next(line for line in lines if line[:1] == ["moved"])
-    assert (of_model[-2:] == ["0.3000", "-0.7000"]) == annotated
+    assert (of_model[-4:] == ["0.3000", "-0.7000", "[-0.7000,", "-0.7000]"]) == annotated

@@ -53,22 +53,24 @@ def figures(gateway: str, name: str, *labels: str) -> dict[tuple[str, ...], floa
 
 
 def test_a_slower_run_of_today_replaces_yesterdays_with_all_its_numbers_of_users(gateway: str):
-    push_runs([run("fastest", users, rps) for users, rps in ((1, 20), (16, 90))], gateway)
-    push_runs([run("baseline", 1, 7)], gateway)
-    push_runs([run("fastest", 1, 10)], gateway)
+    push_runs([run("fastest", users, rps) for users, rps in ((1, 20), (16, 90))], url=gateway)
+    push_runs([run("baseline", 1, 7)], url=gateway)
+    push_runs([run("fastest", 1, 10)], url=gateway)
     found = figures(gateway, "detbench_run_rps", "implementation", "users")
     assert found == {("fastest", "1"): 10, ("baseline", "1"): 7}
-    push_runs([run("fastest", 1, 10), run("fastest", 4, 12)], gateway)
+    push_runs([run("fastest", 1, 10), run("fastest", 4, 12)], url=gateway)
     assert figures(gateway, "detbench_run_rps", "implementation", "users") == {
         **{("fastest", "1"): 10, ("fastest", "4"): 12, ("baseline", "1"): 7},
     }
 
 
 def test_a_run_that_failed_leaves_no_figure_of_an_earlier_one(gateway: str):
-    push_runs([run("fastest", 1, 20)], gateway)
+    push_runs([run("fastest", 1, 20)], url=gateway)
     ended = START + timedelta(days=1)
-    failed = run("fastest", 1, 20).model_copy(update={"verdict": "failed", "load": None, "memory": None, "ended": ended})
-    push_runs([failed], gateway)
+    failed = run("fastest", 1, 20).model_copy(
+        update={"verdict": "failed", "load": None, "memory": None, "ended": ended}
+    )
+    push_runs([failed], url=gateway)
     names = ("rps", "latency_seconds", "failures", "memory_peak_bytes")
     for name in (f"detbench_run_{name}" for name in names):
         assert figures(gateway, name, "implementation") == {}
@@ -76,13 +78,13 @@ def test_a_run_that_failed_leaves_no_figure_of_an_earlier_one(gateway: str):
 
 
 def test_the_memory_peak_of_a_run_is_in_bytes(gateway: str):
-    push_runs([run("baseline", 1, 20)], gateway)
+    push_runs([run("baseline", 1, 20)], url=gateway)
     assert figures(gateway, "detbench_run_memory_peak_bytes", "users") == {("1",): pytest.approx(1234.4e6)}
 
 
 def test_a_run_of_another_model_set_replaces_nothing(gateway: str):
-    push_runs([run("fastest", 1, 20)], gateway)
-    push_runs([run("fastest", 1, 30).model_copy(update={"model_set": "uniform"})], gateway)
+    push_runs([run("fastest", 1, 20)], url=gateway)
+    push_runs([run("fastest", 1, 30).model_copy(update={"model_set": "uniform"})], url=gateway)
     assert figures(gateway, "detbench_run_rps", "model_set") == {("mixed",): 20, ("uniform",): 30}
 
 
@@ -109,5 +111,5 @@ def test_figures_go_to_the_pushgateway_and_through_no_proxy(gateway: str, monkey
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[", "nonsense://x"])
 def test_a_pushgateway_that_cannot_be_reached_costs_a_warning(url: str, capsys):
-    push_runs([run("fastest", 1, 20)], url)
+    push_runs([run("fastest", 1, 20)], url=url)
     assert "did not take the figures" in capsys.readouterr().err

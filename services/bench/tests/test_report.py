@@ -20,9 +20,23 @@ def test_table_markdown_csv_and_page_have_the_same_rows(tmp_path: Path):
     columns = columns_of(made)
     cells = [row.cells(columns) for row in rows_of(made)]
     assert cells[0] == (
-        *("baseline", "1 user", "ok", "0.7", "1.00×", "1,429", "1,714", "2,143", "1,234", "0", "0", "1.0000", "passed"),
+        *(
+            "baseline",
+            "1 user",
+            "valid",
+            "0.7",
+            "1.00×",
+            "1,429",
+            "1,714",
+            "2,143",
+            "1,234",
+            "0",
+            "0",
+            "1.0000",
+            "passed",
+        ),
     )
-    assert cells[4][:5] == ("fastest", "1 user", "ok", "2.1", "3.00×")
+    assert cells[4][:5] == ("fastest", "1 user", "valid", "2.1", "3.00×")
     assert cells[5][2:4] == ("failed", "–")
     page = Page(reported(tmp_path, made))
     console = Console(width=200, file=io.StringIO(), record=True)
@@ -76,10 +90,13 @@ def test_what_loading_took_is_a_table_of_its_own_everywhere(tmp_path: Path):
 
 
 def test_the_answer_names_the_fastest_right_one_and_the_fast_wrong_ones(tmp_path: Path):
-    text = Page(reported(tmp_path, sweep())).text
+    made = sweep(
+        runs=[*sweep().runs, run("wrong", 1, 70)], comparisons=[*sweep().comparisons, comparison("wrong", 9e4)]
+    )
+    text = Page(reported(tmp_path, made)).text
     assert (
         "fastest serves the most: 2.1 images per second with 1 user, 3.00 times baseline, with 1,234 MB at its peak, "
-        "345 MB above an empty server. It gives the reference's answers. invalid does 120, and its answers are wrong."
+        "345 MB above an empty server. It gives the reference's answers. wrong does 70, and its answers are wrong."
     ) in text
 
 
@@ -88,27 +105,28 @@ def claims(**exact: bool) -> list[ImplementationInfo]:
 
 
 def test_what_was_not_compared_and_claims_nothing_is_never_the_fastest(detbench, tmp_path: Path, capsys):
-    infos = claims(baseline=True, invalid=False, graphs=True, fastest=True)
+    infos = claims(baseline=True, hasty=False, graphs=True, fastest=True)
     folder = tmp_path / "outputs" / "a"
     folder.mkdir(parents=True)
-    page = Page(reported(folder, sweep(implementations=infos, comparisons=[])))
+    runs = [*sweep().runs, run("hasty", 1, 120)]
+    page = Page(reported(folder, sweep(implementations=infos, comparisons=[], runs=runs)))
     said = (
         "fastest serves the most: 2.1 images per second with 1 user, 3.00 times baseline, with 1,234 MB at its peak, "
-        "345 MB above an empty server. It was not compared with the reference. invalid does 120, but does not claim "
+        "345 MB above an empty server. It was not compared with the reference. hasty does 120, but does not claim "
         "the reference's answers and was not compared: add --compare-outputs."
     )
     assert detbench("report") == 0
     for text in (page.text, (folder / "results.md").read_text(), capsys.readouterr().out):
         assert said in text
-        assert "invalid serves the most" not in text
-    assert "invalid (not compared)" in page.text  # the plots' legend
+        assert "hasty serves the most" not in text
+    assert "hasty (not compared)" in page.text  # the plots' legend
 
 
 def test_where_only_such_things_were_measured_the_remedy_is_told(tmp_path: Path):
-    made = sweep(implementations=claims(invalid=False), comparisons=[], runs=[run("invalid", 1, 97)])
+    made = sweep(implementations=claims(hasty=False), comparisons=[], runs=[run("hasty", 1, 97)])
     assert Page(reported(tmp_path, made)).text.count("serves the most") == 0
     assert (
-        "Nothing was measured whose answers are right: invalid does 97, but does not claim the reference's answers and "
+        "Nothing was measured whose answers are right: hasty does 97, but does not claim the reference's answers and "
         "was not compared: add --compare-outputs."
     ) in (tmp_path / "results.md").read_text()
 
@@ -143,7 +161,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(tmp_path: Path):
     assert "script" not in page.tags
     assert EVIL in page.text  # as text
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
 
 
 def test_the_memory_peak_is_the_processs_wherever_it_runs(tmp_path: Path):

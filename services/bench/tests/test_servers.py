@@ -158,6 +158,6 @@ def test_an_implementation_that_was_not_measured_is_told_to_be_not_run(detbench,
     sweep = ("run", "--implementations", "x", "y", "--users", "1", "--duration", "1", "--warmup", "1")
     assert detbench(*sweep, "--max-images", "1") == 1
     found = json.loads((the_run(tmp_path) / "results.json").read_text())
-    assert [(run["implementation"], run["verdict"] == "not_run") for run in found["runs"]] == [("y", False), ("x", True)]
+    assert {run["implementation"]: run["verdict"] == "not_run" for run in found["runs"]} == {"y": False, "x": True}
     (problem,) = found["problems"]
     assert problem.startswith("x was not measured: the server ended: ")

@@ -98,7 +98,7 @@ def test_percentiles_are_in_order_and_equal_in_every_artefact(seed: int, tmp_pat
 
     # Pushgateway
     with StubPushgateway() as gateway:
-        push_runs([made_run], gateway.url)
+        push_runs([made_run], url=gateway.url)
         families = text_string_to_metric_families(httpx.get(f"{gateway.url}/metrics", trust_env=False).text)
         pushed = {
             sample.labels["quantile"]: sample.value
@@ -129,4 +129,7 @@ def test_the_sentence_of_an_open_loop_builds_on_no_uncertain_percentile(tmp_path
     assert "fastest answers soonest at 20 requests/s, Poisson: p90 133 ms" in text
     none = [doubted(slow, "p99", "p90", "p50"), fast]
     text = Page(reported(tmp_path, sweep(runs=none, comparisons=compared))).text
-    assert "At 20 requests/s, Poisson no percentile is certain: too few requests. Raise --duration." in text
+    assert (
+        "At 20 requests/s, Poisson no percentile is certain: too few requests. Raise --duration, or give --until p99."
+        in text
+    )

@@ -35,7 +35,7 @@ def test_a_limit_has_a_figure_a_number_and_a_unit(text: str, figure: str, limit:
         ("", "is no limit such as p99=200ms"),
         ("p99", "is no limit"),
         ("p99=fast", "is no limit"),
-        ("p95=200ms", "of p50, p90, p99, p99.9, max, errors, memory"),
+        ("p95=200ms", "of errors, memory, p50, p90, p99, p99.9, max"),
         ("p99=200", "is no limit"),
         ("p99=-1ms", "is no limit"),
         ("p99=nan ms", "is no limit"),

@@ -28,9 +28,7 @@ class Timing(Record):
     """Latency of forward and post-processing of one batch, without HTTP, decode and queue."""
 
     batch_size: int
-    rounds_ms: list[list[float]] = Field(
-        description="latency of each timed batch, by round; each round is of another server process"
-    )
+    rounds_ms: list[list[float]] = Field(description="latency of each timed batch, by round")
     median_ms: float = Field(description="of all batches, as the quartiles are")
     lower_quartile_ms: float
     upper_quartile_ms: float

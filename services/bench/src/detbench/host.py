@@ -55,3 +55,13 @@ def _ticks(stat: Path) -> list[int] | None:
     except (OSError, ValueError):
         return None
     return [int(count) for count in counts[:8]] if name == "cpu" and len(counts) >= 8 else None
+
+
+def available_mb() -> float | None:
+    """Memory that processes can still take without swapping, MB (10^6 bytes); None where the kernel does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 / 1e6 if found else None

@@ -88,6 +88,11 @@ class Objective(Record):
     figure: Literal["p50", "p90", "p99", "p99.9", "max", "errors", "memory"]
     limit: float = Field(description="ms of a latency; of errors their share, from 0 to 1; MB of memory at its peak")
 
+    @property
+    def is_latency(self) -> bool:
+        """Whether it limits a latency, and is in ms."""
+        return self.figure not in ("errors", "memory")
+
     def __str__(self) -> str:
         return f"{self.figure} ≤ {self.text(self.limit)}"
 

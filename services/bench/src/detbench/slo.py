@@ -24,7 +24,9 @@ def objective(text: str) -> Objective:
     """
     form = _FORM.fullmatch(text)
     if form is None or form[1] not in _UNITS:
-        raise ValueError(f'{text!r} is no limit such as p99=200ms, errors=0.1% or memory=1500MB; of {", ".join(_UNITS)}')
+        raise ValueError(
+            f"{text!r} is no limit such as p99=200ms, errors=0.1% or memory=1500MB; of {', '.join(_UNITS)}"
+        )
     figure, number, unit = form.groups()
     factors = _UNITS[figure]
     if unit not in factors:

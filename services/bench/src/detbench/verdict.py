@@ -45,9 +45,7 @@ def judged(run: Run, slo: Sequence[Objective] = ()) -> Run:
     return run.model_copy(update={"verdict": verdict_of(doubts), "warnings": doubts})
 
 
-def doubts_of(
-    load: Load, offered: ClosedLoop | OpenLoop, slo: Sequence[Objective] = ()
-) -> list[MeasurementWarning]:
+def doubts_of(load: Load, offered: ClosedLoop | OpenLoop, slo: Sequence[Objective] = ()) -> list[MeasurementWarning]:
     """The doubts about `load`, which was to be `offered`, and whose limits `slo` are."""
     found = [*_failures(load), *_generator(load), *few_requests(load, slo)]
     if isinstance(offered, OpenLoop):

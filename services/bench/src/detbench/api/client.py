@@ -108,7 +108,7 @@ class ServerClient:
         answer = self._call(
             "POST",
             f"/implementations/{implementation}/kernels",
-            params={"model_set": model_set, "in_process": in_process},
+            params={"model_set": model_set, "in_process": str(in_process).lower()},
             timeout_s=_COMPILE_TIMEOUT_S,
         )
         return Kernels.model_validate(answer).kernels_per_request

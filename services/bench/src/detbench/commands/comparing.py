@@ -45,7 +45,11 @@ class Asking:
         Raises:
             ServerError: one that was named cannot run.
         """
-        offered, names, model_set = self._client.implementations(), self._options.implementations, self._options.model_set
+        offered, names, model_set = (
+            self._client.implementations(),
+            self._options.implementations,
+            self._options.model_set,
+        )
         if line := left_out(offered, names, model_set):
             self._console.print(line, markup=False, soft_wrap=True)
         return select_implementations(offered, names, model_set)

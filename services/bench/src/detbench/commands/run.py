@@ -66,7 +66,8 @@ was not achieved, figures drifted, the machine's host took cores away, …). --s
 
   detbench run --implementations fastest --rate 20 --until p99 --slo p99=200ms --slo errors=0.1% --strict
 
-A run that was broken off goes on where it stopped, on the same machine, with --resume; what it has is not measured again.
+A run that was broken off goes on where it stopped, on the same machine, with --resume; what it has is not measured
+again.
 
 With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
 HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. The server names the
@@ -145,7 +146,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         help="rounds, in the order A B, B A, …, each in servers of its own: ratios of a sweep get an interval, which "
-        "needs two rounds and is narrow with five (default: 1, of an ablation 2)",
+        "needs two rounds and is narrow with five (default: 1; of an ablation 6, and 2 on a GPU or with --host)",
     )
     parser.add_argument(
         "--processes",
@@ -177,7 +178,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batches",
         type=positive_int,
         metavar="N",
-        help="batches timed in each round; default: as 10 s hold in all rounds, from 5 to 200",
+        help="batches timed in each round; default: as 10 s hold in all rounds, 12 at least",
     )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
     parser.set_defaults(defaults={name: parser.get_default(name) for name in _OF_THE_PLAN})
@@ -186,7 +187,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
     if options.ablation and (is_open_loop(options) or options.slo or options.until):
-        raise DetbenchError("an ablation times batches without load; leave out --rate, --steps, --trace, --slo, --until")
+        raise DetbenchError(
+            "an ablation times batches without load; leave out --rate, --steps, --trace, --slo, --until"
+        )
     if options.max_duration and not options.until:
         raise DetbenchError("--max-duration is of a run that is lengthened; add --until p99")
     if not options.ablation and (options.batch_sizes or options.batches or options.reverse):
@@ -270,9 +273,7 @@ def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
     options.host = settings.host
     return Plan(
         implementations=tuple(settings.implementations),
-        subject=Subject(
-            settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss
-        ),
+        subject=Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss),
         offered=tuple(settings.offered),
         processes=settings.processes,
         repeats=settings.repeats,
@@ -293,7 +294,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
         subject=_subject(options),
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
-        repeats=options.repeats or 2,
+        repeats=options.repeats,
         batches=options.batches,
         reverse=options.reverse,
     )

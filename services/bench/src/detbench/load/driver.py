@@ -38,6 +38,7 @@ from pydantic import TypeAdapter
 from detbench.errors import DetbenchError
 from detbench.load.dispatcher import ClosedLoopUser, Dispatcher, Sender
 from detbench.load.locustfile import export_metrics
+from detbench.load.metrics import LoadMetrics
 from detbench.load.recorder import Recorder
 from detbench.load.schedules import schedule_of
 from detbench.load.workload import prepare_workload
@@ -65,7 +66,7 @@ class Driver:
             options.data_dir,
         )
         self._recorder = recorder = Recorder()
-        self._dispatcher = Dispatcher(recorder.drop)
+        self._dispatcher = Dispatcher(self._drop)
         closed = isinstance(options.offered, ClosedLoop)
         self._environment = environment = Environment(
             user_classes=[ClosedLoopUser if closed else Sender],
@@ -80,8 +81,14 @@ class Driver:
         environment.seed = 0 if closed else options.offered.seed  # type: ignore[attr-defined]
         port = options.metrics_port and options.metrics_port + options.worker
         export_metrics(environment, port)
-        environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
+        self._metrics: LoadMetrics = environment.load_metrics  # type: ignore[attr-defined]
+        self._metrics.target(options.implementation, options.model_set)
+        self._metrics.about(options.run, str(options.offered), json.loads(options.limits))
         environment.events.request.add_listener(recorder.on_request)
+
+    def _drop(self) -> None:
+        self._recorder.drop()
+        self._metrics.dropped()
 
     def run(self) -> None:
         """Measure, and say the tally."""
@@ -189,6 +196,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--drain", type=float, default=600.0, help="seconds that answers are waited for at the end")
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
     parser.add_argument("--metrics-port", type=int, default=0, help="of worker 0; the others take those after it")
+    parser.add_argument("--run", default="", help="name of the run, for Prometheus")
+    parser.add_argument("--limits", default="{}", help="JSON: percentile to seconds, for Prometheus")
     parser.add_argument("--worker", type=int, default=0, help="this one's number, from 0")
     parser.add_argument("--workers", type=int, default=1, help="that share the load")
     parser.add_argument("--await", dest="wait", action="store_true", help="begin when a line with the time comes")

@@ -1,11 +1,11 @@
 """What the load side exports to Prometheus: a worker its answers, the master its users, workers, state and target."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from locust.env import Environment
 from locust.runners import MasterRunner
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -30,7 +30,7 @@ class LoadMetrics:
         self._labels = ("", "")
         self._started = Counter(
             "detbench_requests_started_total",
-            "Requests that users of this worker sent: the offered load",
+            "Requests that users of this worker sent",
             ("implementation", "model_set"),
             registry=self.registry,
         )
@@ -43,9 +43,30 @@ class LoadMetrics:
         )
         self._duration = Histogram(
             "detbench_request_duration_seconds",
-            "Latency of this worker's successful requests, as the client sees it",
+            "Service time of this worker's successful requests, from sending to the answer",
             ("implementation", "model_set"),
             buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "detbench_latency_seconds",
+            "Latency of this worker's successful requests: in an open loop from the time when they were to be sent, in "
+            "a closed one their service time",
+            ("implementation", "model_set"),
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._lateness = Histogram(
+            "detbench_lateness_seconds",
+            "How long after its time each request of an open loop was sent",
+            ("implementation", "model_set"),
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._dropped = Counter(
+            "detbench_requests_dropped_total",
+            "Requests of an open loop that were not sent, because no sender was idle",
+            ("implementation", "model_set"),
             registry=self.registry,
         )
 
@@ -53,9 +74,26 @@ class LoadMetrics:
         """Count for this implementation and model set from now on; their series begin at zero."""
         self._labels = (implementation, model_set)
         self._started.labels(*self._labels)
-        self._duration.labels(*self._labels)
+        for series in (self._duration, self._latency, self._lateness, self._dropped):
+            series.labels(*self._labels)
         for outcome in ("success", "failure", "no_answer"):
             self._requests.labels(*self._labels, outcome)
+
+    def about(self, run: str, load: str, limits_s: Mapping[str, float]) -> None:
+        """Say which run of detbench this is, and its limits: percentile to seconds."""
+        info = Gauge(
+            "detbench_run_info", "1 while this load runs", ("run", "load", "implementation"), registry=self.registry
+        )
+        info.labels(run, load, self._labels[0]).set(1)
+        limit = Gauge(
+            "detbench_limit_seconds", "Limit of a latency that the run is to hold", ("figure",), registry=self.registry
+        )
+        for figure, limit_s in limits_s.items():
+            limit.labels(figure).set(limit_s)
+
+    def dropped(self) -> None:
+        """Count a request that is not sent."""
+        self._dropped.labels(*self._labels).inc()
 
     def started(self) -> None:
         """Count a request that is about to be sent."""
@@ -67,12 +105,18 @@ class LoadMetrics:
         response_time: float,
         exception: BaseException | None,
         response: Any = None,
+        context: Mapping[str, Any] | None = None,
         **_: object,
     ) -> None:
         """Count an answer; a listener of Locust's `request` event, whose `response_time` is in ms."""
         answered = request_type == LOADING or bool(getattr(response, "status_code", 0))
         if exception is None:
-            self._duration.labels(*self._labels).observe(response_time / 1e3)
+            service_s = response_time / 1e3
+            request = (context or {}).get("request")
+            lateness_s = request.sent_s - request.scheduled_s if request is not None else 0.0
+            self._duration.labels(*self._labels).observe(service_s)
+            self._latency.labels(*self._labels).observe(lateness_s + service_s)
+            self._lateness.labels(*self._labels).observe(lateness_s)
         outcome = "success" if exception is None else "failure" if answered else "no_answer"
         self._requests.labels(*self._labels, outcome).inc()
 

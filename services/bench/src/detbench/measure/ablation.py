@@ -3,6 +3,7 @@
 Its rows are the server's: every implementation that names a technique, in the server's order.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +20,20 @@ from detbench.atomic import write_atomically
 from detbench.errors import ServerError
 from detbench.host import CpuShares, CpuWatch
 from detbench.measure.attribution import attributed
+from detbench.measure.kept import KeptServers
 from detbench.measure.progress import SweepProgress
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of
 from detbench.quality.reference import Reference
-from detbench.results import Memory
+from detbench.results import ImplementationInfo, Memory
 from detbench.statistics.ratios import interleaved
 
 CELL_S = 10.0
-_FEWEST = 5
-_MOST = 200
+# Batches of a cell, in all rounds together.
+_FEWEST, _MOST = 12, 400
+# Where servers stay, so that a round more costs no start. A host that shares its cores between machines makes the same
+# batch take 180 ms in one minute and 240 in the next: many short rounds see both.
+_KEPT_ROUNDS, _ROUNDS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,15 @@ class AblationPlan:
     """What an ablation is to do.
 
     `implementations` are the rows to measure, in this order; None is all. `reverse` turns the order round. `repeats`
-    are rounds, each in server processes of its own. `batches` are timed of each cell in each round; None is as many as
-    `CELL_S` hold in all rounds together.
+    are rounds; None is 6 where the servers of all rows stay, else 2. `batches` are timed of each cell in each round;
+    None is as many as `CELL_S` hold in all rounds together.
     """
 
     subject: Subject
     implementations: tuple[str, ...] | None
     reverse: bool
     batch_sizes: tuple[int, ...]
-    repeats: int
+    repeats: int | None
     batches: int | None
 
 
@@ -66,6 +71,8 @@ class AblationRunner:
         self._session = Session(plan.subject, run_dir, servers, progress, self._note_problem)
         self._reference: Reference | None = None
         self._rows: list[ImplementationStatus]
+        self._repeats: int
+        self._keeps: bool
         self._ablation: Ablation
 
     def prepare(self) -> None:
@@ -83,7 +90,12 @@ class AblationRunner:
                 self._rows.reverse()
             for name, reason in left_out.items():
                 self._progress.say(f"{name} is left out: {reason}")
-            self._ablation = _new_ablation(server.client, plan, offered, self._rows, left_out, self._servers.host)
+            health = server.client.health()
+            self._keeps = server.process is not None and health.device == "cpu"
+            self._repeats = plan.repeats or (_KEPT_ROUNDS if self._keeps else _ROUNDS)
+            self._ablation = _new_ablation(
+                server.client, plan, self._repeats, offered, self._rows, left_out, self._servers.host
+            )
             self._save()
             with self._session.trouble("outputs cannot be compared", server):
                 self._reference = self._session.find_reference(server.client)
@@ -91,16 +103,17 @@ class AblationRunner:
     def run(self) -> Ablation:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
         plan = self._plan
-        self._progress.expect(len(self._rows) * len(plan.batch_sizes) * plan.repeats, CELL_S / plan.repeats)
-        for number, order in enumerate(interleaved(self._rows, plan.repeats), start=1):
-            for status in order:
-                if status.name in self._ablation.left_out:
-                    continue
-                with (
-                    self._session.trouble(f"{status.name} was not measured"),
-                    self._left_out_where_refused(status.name),
-                ):
-                    self._measure(status, number)
+        self._progress.expect(len(self._rows) * len(plan.batch_sizes) * self._repeats, CELL_S / self._repeats)
+        with KeptServers(self._session, self._keeps) as servers:
+            for number, order in enumerate(interleaved(self._rows, self._repeats), start=1):
+                for status in order:
+                    if status.name in self._ablation.left_out:
+                        continue
+                    with (
+                        self._session.trouble(f"{status.name} was not measured"),
+                        self._left_out_where_refused(status.name),
+                    ):
+                        self._measure(servers, status, number)
         self._update(ended=_now())
         return self._ablation
 
@@ -115,35 +128,42 @@ class AblationRunner:
             self._progress.say(f"{name} is left out: {error}")
             self._update(left_out=self._ablation.left_out | {name: str(error)})
 
-    def _measure(self, status: ImplementationStatus, number: int) -> None:
-        plan = self._plan
-        with self._session.alone(status) as (server, info):
-            step = next((each for each in self._ablation.steps if each.implementation.name == status.name), None)
-            first = step is None
-            step = step or Step(label=label_of(status), implementation=info)
-            self._keep(step)
-            for batch_size in plan.batch_sizes:
-                what = f"{status.name}, batches of {batch_size}{f', round {number}' if plan.repeats > 1 else ''}"
-                self._progress.doing(what)
-                with self._session.trouble(what, server):
-                    watch = CpuWatch()
-                    latencies_ms, memory = self._time(server, status.name, batch_size)
-                    timing = _with_round(step.timing(batch_size), batch_size, latencies_ms, memory, watch.shares())
-                    others = [each for each in step.timings if each.batch_size != batch_size]
-                    timings = sorted([*others, timing], key=lambda each: each.batch_size)
-                    step = step.model_copy(update={"timings": timings})
-                    self._keep(step)
-                    self._progress.say(f"{what}: {np.median(latencies_ms):.1f} ms")
-                if not server.alive():
-                    return
-                self._progress.run_done(CELL_S / plan.repeats)
-            if not first:
-                return
-            if self._reference is not None:
-                comparison = self._session.compare(server.client, status, self._reference)
-                step = step.model_copy(update={"comparison": comparison})
+    def _measure(self, servers: KeptServers, status: ImplementationStatus, number: int) -> None:
+        server, info = servers.of(status)
+        try:
+            self._measure_in(server, status, info, number)
+        except ServerError as error:
+            raise ServerError(server.reason(error), error.status) from error
+        finally:
+            servers.release(status.name)
+
+    def _measure_in(self, server: Server, status: ImplementationStatus, info: ImplementationInfo, number: int) -> None:
+        """Time one round of a row. The first compares its outputs too, the last counts its kernels."""
+        step = next((each for each in self._ablation.steps if each.implementation.name == status.name), None)
+        step = step or Step(label=label_of(status), implementation=info)
+        self._keep(step)
+        for batch_size in self._plan.batch_sizes:
+            what = f"{status.name}, batches of {batch_size}{f', round {number}' if self._repeats > 1 else ''}"
+            self._progress.doing(what)
+            with self._session.trouble(what, server):
+                watch = CpuWatch()
+                latencies_ms, memory = self._time(server, status.name, batch_size)
+                timing = _with_round(step.timing(batch_size), batch_size, latencies_ms, memory, watch.shares())
+                others = [each for each in step.timings if each.batch_size != batch_size]
+                timings = sorted([*others, timing], key=lambda each: each.batch_size)
+                step = step.model_copy(update={"timings": timings})
                 self._keep(step)
-            self._keep(step.model_copy(update={"implementation": self._session.with_kernels(server, info)}))
+                self._progress.say(f"{what}: {np.median(latencies_ms):.1f} ms")
+            if not server.alive():
+                return
+            self._progress.run_done(CELL_S / self._repeats)
+        if step.comparison is None and self._reference is not None:
+            comparison = self._session.compare(server.client, status, self._reference)
+            step = step.model_copy(update={"comparison": comparison})
+            self._keep(step)
+        if number == self._repeats:
+            known = step.implementation
+            self._keep(step.model_copy(update={"implementation": self._session.with_kernels(server, known)}))
 
     def _time(self, server: Server, name: str, batch_size: int) -> tuple[list[float], Memory]:
         """Latencies of one round, ms, and the memory that it took."""
@@ -158,8 +178,9 @@ class AblationRunner:
 
         timed(1)  # the peak is of batches alone: what the first of a new size builds or captures is not in it
         server.client.reset_peaks()
-        latencies_ms = timed(plan.batches or _FEWEST)
-        if plan.batches is None and (more := batches_within(CELL_S / plan.repeats, latencies_ms) - _FEWEST) > 0:
+        fewest, most = (math.ceil(batches / self._repeats) for batches in (_FEWEST, _MOST))
+        latencies_ms = timed(plan.batches or fewest)
+        if plan.batches is None and (more := batches_within(CELL_S / self._repeats, latencies_ms, most) - fewest) > 0:
             latencies_ms += timed(more)
         return latencies_ms, server.memory()
 
@@ -231,14 +252,15 @@ def _with_round(
     )
 
 
-def batches_within(seconds: float, latencies_ms: Sequence[float]) -> int:
-    """How many batches like those measured fit into `seconds`: 5 at least, 200 at most."""
-    return int(np.clip(1e3 * seconds / max(float(np.median(latencies_ms)), 1e-3), _FEWEST, _MOST))
+def batches_within(seconds: float, latencies_ms: Sequence[float], most: int) -> int:
+    """How many batches like those measured fit into `seconds`, and no more than `most`."""
+    return min(most, int(1e3 * seconds / max(float(np.median(latencies_ms)), 1e-3)))
 
 
 def _new_ablation(
     client: ServerClient,
     plan: AblationPlan,
+    repeats: int,
     offered: Sequence[ImplementationStatus],
     rows: Sequence[ImplementationStatus],
     left_out: dict[str, str],
@@ -250,7 +272,7 @@ def _new_ablation(
         settings=AblationSettings(
             model_set=subject.model_set,
             batch_sizes=list(plan.batch_sizes),
-            repeats=plan.repeats,
+            repeats=repeats,
             batches=plan.batches,
             order=[status.name for status in rows],
             dataset=subject.dataset.name,

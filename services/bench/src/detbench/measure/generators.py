@@ -17,7 +17,7 @@ from typing import IO, Any
 from detbench.errors import ServerError
 from detbench.load.figures import load_of
 from detbench.load.tally import Tally, merged
-from detbench.results import ClosedLoop, Load, OpenLoop
+from detbench.results import ClosedLoop, Load, Objective, OpenLoop
 
 # Until the start that all processes are told: what a line needs to be read in each, on a machine that is busy.
 _START_IN_S = 0.3
@@ -29,8 +29,8 @@ class LoadRequest:
     """One load: photos of `dataset` are sent to `implementation` as `offered` says for `duration_s` after the warm-up.
 
     `processes` send it together, each with a core of its own at best. Prometheus finds the metrics of the first on
-    `metrics_port` while it runs, of the others on the ports after it; 0 is nowhere. Answers are waited for until
-    `drain_s` after the end.
+    `metrics_port` while it runs, of the others on the ports after it; 0 is nowhere. `run`, the name of the run, and the
+    latencies among the limits `slo` are among them. Answers are waited for until `drain_s` after the end.
     """
 
     host: str
@@ -44,6 +44,8 @@ class LoadRequest:
     metrics_port: int = 0
     processes: int = 1
     drain_s: float = _DRAIN_S
+    run: str = ""
+    slo: tuple[Objective, ...] = ()
 
 
 @dataclass
@@ -109,6 +111,7 @@ def _processes(request: LoadRequest) -> int:
 @contextmanager
 def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
     """A process of the generator, which is ended after the block if it runs still."""
+    limits_s = {each.figure: each.limit / 1e3 for each in request.slo if each.is_latency}
     command = [
         *(sys.executable, "-m", "detbench.load.driver"),
         *("--host", request.host),
@@ -121,6 +124,7 @@ def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
         *("--duration", str(request.duration_s)),
         *("--drain", str(request.drain_s)),
         *("--metrics-port", str(request.metrics_port)),
+        *("--run", request.run, "--limits", json.dumps(limits_s)),
         *("--worker", str(number), "--workers", str(_processes(request)), "--await"),
     ]
     with (

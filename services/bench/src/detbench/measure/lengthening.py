@@ -42,7 +42,9 @@ def run_until(
     """
     loads = [run_load(request, on_message)]
     while until is not None and (more_s := _more_s(together(loads), until)) > 0:
-        lengthened(f"{sum(load.issued for load in loads):,} requests do not certify {until.percentile}: {more_s} s more")
+        lengthened(
+            f"{sum(load.issued for load in loads):,} requests do not certify {until.percentile}: {more_s} s more"
+        )
         offered = request.offered
         if isinstance(offered, OpenLoop):
             offered = offered.model_copy(update={"seed": offered.seed + len(loads)})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import httpx
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
-from detbench.results import ClosedLoop, Comparison, Run
+from detbench.results import ClosedLoop, Comparison, Objective, Run
 
 URL_VARIABLE = "BENCHMARK_PUSHGATEWAY_URL"
 
@@ -36,6 +36,8 @@ RUN_FIGURES = {
     "detbench_run_latency_seconds": "Client latency of the newest run, by quantile; absent where it failed",
     "detbench_run_latency_certified": "1 where the newest run had as many requests as the quantile needs",
     "detbench_run_service_seconds": "Latency from sending on, by quantile, of the newest run if its loop was open",
+    "detbench_run_valid": "1 where the verdict on the newest run is valid; 0: invalid, or failed",
+    "detbench_run_limits_held": "1 where the newest run holds the limits that were set; absent without limits",
     "detbench_run_memory_peak_bytes": "Peak of the server process's memory in the newest run, on a GPU the device's",
     "detbench_run_timestamp_seconds": "When the newest run ended, Unix time",
 }
@@ -60,17 +62,21 @@ def push_comparisons(comparisons: Iterable[Comparison], url: str | None = None) 
         figures.push("detbench-compare", url)
 
 
-def push_runs(runs: Sequence[Run], url: str | None = None) -> None:
+def push_runs(runs: Sequence[Run], slo: Sequence[Objective] = (), url: str | None = None) -> None:
     """Push what a sweep has measured so far of one implementation, in place of what is there; see `push_comparisons`.
 
     Args:
         runs: of one implementation and model set, each under another load. The label `users` is "open" for open loops.
+        slo: the limits that the runs were to hold.
     """
     figures = _Figures(RUN_FIGURES, implementation=runs[0].implementation, model_set=runs[0].model_set)
     for run in runs:
         users = str(run.offered.users) if isinstance(run.offered, ClosedLoop) else "open"
         if run.ended is not None:
             figures.set("detbench_run_timestamp_seconds", run.ended.timestamp(), users=users)
+        figures.set("detbench_run_valid", run.verdict == "valid", users=users)
+        if slo:
+            figures.set("detbench_run_limits_held", not run.missed, users=users)
         if run.load is None:
             continue
         figures.set("detbench_run_failures", run.load.failed, users=users)

@@ -18,12 +18,16 @@ def resumed(broken_off: Sweep, new: Sweep) -> Sweep:
         ("machine", _machine(broken_off), _machine(new)),
         ("software", _software(broken_off), _software(new)),
         ("weights", _weights(broken_off), _weights(new)),
-        ("images", (broken_off.settings.dataset, broken_off.settings.images), (new.settings.dataset, new.settings.images)),
+        (
+            "images",
+            (broken_off.settings.dataset, broken_off.settings.images),
+            (new.settings.dataset, new.settings.images),
+        ),
     ):
         if then != now:
             raise DetbenchError(
-                f"the run began with other {what} ({_differences(then, now)}); figures of both would not be of one run: "
-                "start a new one, and compare the two with: detbench report A B"
+                f"the run began with other {what} ({_differences(then, now)}); figures of both would not be of one "
+                "run: start a new one, and compare the two with: detbench report A B"
             )
     return broken_off.model_copy(
         update={"ended": None, "runs": [run for run in broken_off.runs if run.verdict != "not_run"]}

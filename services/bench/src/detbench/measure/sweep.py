@@ -168,6 +168,8 @@ class SweepRunner:
             plan.duration_s,
             plan.metrics_port,
             plan.processes,
+            run=self._run_dir.name,
+            slo=plan.slo,
         )
         try:
             server.client.reset_peaks()
@@ -184,7 +186,7 @@ class SweepRunner:
             run = run.model_copy(update={"reason": server.reason(error)})
         run = run.model_copy(update={"ended": _now()})
         self._update(runs=[*self._sweep.runs, run])
-        push_runs([each for each in self._sweep.runs if each.implementation == implementation])
+        push_runs([each for each in self._sweep.runs if each.implementation == implementation], plan.slo)
         if run.verdict == "failed":
             self._note_problem(f"{what}: {run.reason}")
         else:

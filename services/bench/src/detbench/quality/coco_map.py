@@ -129,9 +129,7 @@ class Evaluation:
         chosen = list(images)
         # By category, then by image: there is one area. As many images as there are, so that pycocotools takes them.
         self._evaluation.evalImgs = [
-            self._matched[first + place]
-            for first in range(0, len(self._matched), self._images)
-            for place in chosen
+            self._matched[first + place] for first in range(0, len(self._matched), self._images) for place in chosen
         ]
         with contextlib.redirect_stdout(io.StringIO()):
             self._evaluation.accumulate()

@@ -16,7 +16,9 @@ COLUMNS = (
     Column("AP75", "at an IoU of 0.75"),
     Column("ΔmAP", "mAP less baseline's"),
     Column("95 %", "what the difference would be with other images of the kind"),
-    Column("verdict", "passed: baseline's answers; tolerated: near them, and no more mAP lost than allowed", numeric=False),
+    Column(
+        "verdict", "passed: baseline's answers; tolerated: near them, and no more mAP lost than allowed", numeric=False
+    ),
 )
 
 
@@ -56,8 +58,8 @@ def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
 def doubts(comparisons: Sequence[Comparison], map_loss: float) -> list[str]:
     """A line for each model whose loss is within the limit here and may be beyond it with other images."""
     return [
-        f"{comparison.implementation}, {name}: {comparison.images} images do not tell a loss of {map_loss:g} from none: "
-        f"the interval reaches to {truth.low:+.4f}; evaluate more images"
+        f"{comparison.implementation}, {name}: {comparison.images} images do not tell a loss of {map_loss:g} from "
+        f"none: the interval reaches to {truth.low:+.4f}; evaluate more images"
         for comparison in comparisons
         for name, truth in comparison.ground_truth.items()
         if truth.low < -map_loss <= truth.difference

@@ -31,9 +31,7 @@ def beside(sweep: Sweep, run_dir: Path) -> list[Beside]:
     return [Beside(f"Where the speed-up comes from ({day})", ablation_answer(ablation), page)]
 
 
-def _newest(
-    run_dir: Path, name: str, read: Callable[[bytes], Ablation], sweep: Sweep
-) -> tuple[Path, Ablation] | None:
+def _newest(run_dir: Path, name: str, read: Callable[[bytes], Ablation], sweep: Sweep) -> tuple[Path, Ablation] | None:
     """The newest file of that name whose run ended, with what it holds; others are passed over."""
     for path in sorted(run_dir.resolve().parent.glob(f"*/{name}"), reverse=True):
         try:

@@ -61,7 +61,12 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
         photos=_photos(sweep, run_dir),
         beside=beside(sweep, run_dir),
         model_colours=[(model.model_name, COLOURS[i % len(COLOURS)]) for i, model in enumerate(sweep.weights)],
-        warnings=[(row.run, warning) for row in rows for warning in row.run.warnings if warning.invalidates or warning.code != FEW_REQUESTS],
+        warnings=[
+            (row.run, warning)
+            for row in rows
+            for warning in row.run.warnings
+            if warning.invalidates or warning.code != FEW_REQUESTS
+        ],
     )
 
 

@@ -48,7 +48,7 @@ _BEFORE = (
     ),
     Column(
         "verdict",
-        "valid; invalid: measured, but no decision may be built on it, for the reasons below the table; failed; not run",
+        "valid; invalid: measured, but nothing may be decided by it, for the reasons below the table; failed; not run",
         numeric=False,
     ),
     Column("RPS", "successful requests per second; a request is one image through every model of the set"),
@@ -199,7 +199,12 @@ def rows_of(sweep: Sweep) -> list[Row]:
         rounds.setdefault((run.implementation, str(run.offered)), []).append(run)
     exact = {info.name for info in sweep.implementations if info.exact}
     return [
-        Row(pooled(runs, sweep.settings.slo), sweep.comparison(name), name in exact, _speedup(runs, rounds.get((BASELINE, offered), [])))
+        Row(
+            pooled(runs, sweep.settings.slo),
+            sweep.comparison(name),
+            name in exact,
+            _speedup(runs, rounds.get((BASELINE, offered), [])),
+        )
         for (name, offered), runs in rounds.items()
     ]
 
