@@ -253,3 +253,17 @@ def test_a_latency_that_grows_is_a_drift_unless_the_load_has_steps():
 )
 def test_what_the_host_takes_away_is_doubted_from_a_twentieth_on(cpu: CpuShares | None, codes: list[str]):
     assert [warning.code for warning in stolen(cpu)] == codes
+
+
+def test_requests_that_cannot_hold_a_limit_any_more_are_counted_while_the_window_is_open():
+    recorder = Recorder(limits_s={"p99": 1.0, "p50": 0.2})
+    recorder.open(0.0, 10.0)
+    requests = [Request(0, sent_s, sent_s - 5.0 * (sent_s == 5.5), ANSWER) for sent_s in (0.5, 1.0, 1.5, 2.0, 5.5)]
+    for request in requests:
+        recorder.sending(request)
+    recorder.on_request(100.0, None, {"request": requests[0]})  # in time
+    recorder.on_request(500.0, None, {"request": requests[1]})  # late for one limit
+    recorder.on_request(100.0, ValueError("HTTP 500"), {"request": requests[2]})  # failed
+    # Of those that wait, one has waited for 4 s, and one for 0.5 s since it was sent, however late that was.
+    assert recorder.late(now_s=6.0) == {"p99": 2, "p50": 4}
+    assert (recorder.failed, recorder.under_way) == (1, 2)

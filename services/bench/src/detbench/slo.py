@@ -40,11 +40,12 @@ def missed(load: Load | None, memory: Memory | None, slo: Sequence[Objective]) -
     An error is a request that failed or was dropped. A percentile counts as it was seen, certain or not: whether it is
     certain is a question of the verdict.
     """
-    seen = [(each, _seen(each, load, memory)) for each in slo]
+    seen = [(each, figure_of(each, load, memory)) for each in slo]
     return [Miss(objective=each, seen=value) for each, value in seen if value is None or not value <= each.limit]
 
 
-def _seen(each: Objective, load: Load | None, memory: Memory | None) -> float | None:
+def figure_of(each: Objective, load: Load | None, memory: Memory | None) -> float | None:
+    """The figure that a limit is of, in its unit; None where it was not measured."""
     if load is None or load.issued == 0:
         return None
     if each.figure == "errors":

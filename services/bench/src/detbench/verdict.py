@@ -13,8 +13,9 @@ from detbench.statistics.drift import Trend, latency_trend, rate_trend
 
 FEW_REQUESTS = "few-requests"
 
-# Locust's own warning starts at 90 %: above it the generator, not the server, may set the rate.
-_BUSY_CPU_PERCENT = 90.0
+BUSY_CPU_PERCENT = 90.0
+"""Of a process of the load generator: above it the generator may set the rate, not the server, as Locust warns, too."""
+
 # Of the offered rate, as the contract says.
 _ACHIEVED = 0.95
 # Lateness is part of an open loop's latency. The generator's own noise on an idle machine is a millisecond.
@@ -84,7 +85,7 @@ def _failures(load: Load) -> Iterator[MeasurementWarning]:
 
 def _generator(load: Load) -> Iterator[MeasurementWarning]:
     busiest = max(load.generator_cpu_percent, default=0.0)
-    if busiest > _BUSY_CPU_PERCENT:
+    if busiest > BUSY_CPU_PERCENT:
         processes = len(load.generator_cpu_percent)
         which = "the load generator" if processes == 1 else f"a process of the load generator, of {processes},"
         yield MeasurementWarning(

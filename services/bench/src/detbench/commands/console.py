@@ -7,6 +7,8 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from detbench.ablation_results import Ablation
+from detbench.capacity_results import Capacities
+from detbench.report import capacity
 from detbench.report.ablation import comparisons_of, notes_of, terminal_tables
 from detbench.report.answer import answer, ceiling
 from detbench.report.rows import columns_of, doubt_lines, ground_truth_notes, rows_of, uncertain_line
@@ -48,6 +50,12 @@ def print_ablation(ablation: Ablation) -> None:
     if comparisons:
         print_tables(output_error_table(comparisons))
     _print_lines(notes_of(ablation))
+
+
+def print_capacities(capacities: Capacities) -> None:
+    """Print the table of capacities, and the answer."""
+    print_tables(capacity.terminal_table(capacities))
+    _print_lines([*capacity.notes_of(capacities), capacity.answer_of(capacities)])
 
 
 def print_differences(a: Sweep, b: Sweep, other_machine: bool) -> None:

@@ -23,6 +23,11 @@ def add_open_loop_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rate", type=float, metavar="R", help="requests per second")
     group.add_argument("--steps", metavar="S", help='rates one after the other: "10s:5,1.5m:20"')
     group.add_argument("--trace", type=Path, metavar="FILE", help="arrival times, seconds from the start, one a line")
+    add_arrival_options(group)
+
+
+def add_arrival_options(group: argparse._ActionsContainer) -> None:
+    """How requests come at a rate: `--arrivals`, `--burstiness`, `--seed` and `--max-in-flight`."""
     group.add_argument("--arrivals", choices=ARRIVALS, help="gaps at that rate (default: poisson)")
     group.add_argument(
         "--burstiness", type=float, metavar="B", help="of --arrivals gamma: 1 is Poisson, less comes in bursts"

@@ -2,17 +2,22 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from detbench.api.client import ServerClient, base_url
 from detbench.datasets import Dataset, fetch_or_open
+from detbench.errors import DetbenchError
+from detbench.measure.progress import SweepProgress
 from detbench.measure.revision import git_revision
 from detbench.measure.selection import ALL
 from detbench.measure.server_process import ServerProcess
+from detbench.measure.servers import OwnServers, ServerAt, Servers
 from detbench.quality.compare import TOLERATED_MAP_LOSS
 from detbench.results import Objective
 from detbench.slo import objective
@@ -26,6 +31,14 @@ def positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def percentage(text: str) -> float:
+    """A share above 0 and below 1 that is written as percent, "3%" or "3", for argparse."""
+    value = positive_float(text.strip().removesuffix("%")) / 100
+    if value >= 1:
+        raise argparse.ArgumentTypeError("must be below 100%")
     return value
 
 
@@ -129,6 +142,40 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("BENCHMARK_OUTPUTS_DIR", "outputs"),
         help="folder for what is made (env BENCHMARK_OUTPUTS_DIR; default: %(default)s)",
     )
+
+
+def add_resume_option(parser: argparse.ArgumentParser, of_the_plan: Sequence[str]) -> None:
+    """`--resume`; the options that `of_the_plan` names, which it takes from the run, must have been added before."""
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with this run, which was broken off, as it was asked for: its folder in outputs/",
+    )
+    parser.set_defaults(defaults={name: parser.get_default(name) for name in of_the_plan})
+
+
+def check_resumable(options: argparse.Namespace, ended: datetime | None) -> None:
+    """Whether the run of `--resume` can go on.
+
+    Args:
+        ended: when it was measured to its end.
+
+    Raises:
+        DetbenchError: it has ended, or other options ask for something else than it did.
+    """
+    if ended is not None:
+        raise DetbenchError(f"{options.resume} was measured to its end; nothing is left to resume")
+    if other := [name for name, default in options.defaults.items() if str(getattr(options, name)) != str(default)]:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+        raise DetbenchError(f"--resume goes on as {options.resume} was asked for; leave out {given}")
+
+
+def servers_of(options: argparse.Namespace, run_dir: Path, progress: SweepProgress, most_in_flight: int = 1) -> Servers:
+    """The server of `--host`, or servers of our own whose queues take `most_in_flight` requests."""
+    if options.host:
+        return ServerAt(options.host)
+    return OwnServers(partial(own_server, data_dir=options.data_dir, most_in_flight=most_in_flight), run_dir, progress)
 
 
 def opened_dataset(options: argparse.Namespace) -> Dataset:

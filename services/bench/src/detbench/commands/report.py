@@ -6,15 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.commands.console import print_ablation, print_differences, print_sweep
+from detbench.commands.console import print_ablation, print_capacities, print_differences, print_sweep
 from detbench.errors import DetbenchError
-from detbench.report import read_sweep, write_ablation_reports, write_reports
+from detbench.report import read_sweep, write_ablation_reports, write_capacity_reports, write_reports
 
 NAME = "report"
 SUMMARY = "tables, CSV, Markdown and page of a run"
 DESCRIPTION = """\
-Makes the reports of a run from its results.json, or ablation.json, which `detbench run` writes after every
-measurement: also of a run that was broken off.
+Makes the reports of a run from its results.json, ablation.json or capacity.json, which `detbench run` and
+`detbench capacity` write after every measurement: also of a run that was broken off.
 
   detbench report                                  # the newest run
   detbench report outputs/20261123-174500-mixed
@@ -52,6 +52,9 @@ def execute(options: argparse.Namespace) -> int:
     if (run_dir / "ablation.json").exists():
         print_ablation(write_ablation_reports(run_dir))
         page = run_dir / "ablation.html"
+    elif (run_dir / "capacity.json").exists():
+        print_capacities(write_capacity_reports(run_dir))
+        page = run_dir / "capacity.html"
     else:
         print_sweep(write_reports(run_dir))
         page = run_dir / "report.html"
@@ -60,12 +63,13 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def newest_run(outputs_dir: Path) -> Path:
-    """The folder of the run whose results.json or ablation.json was written last.
+    """The folder of the run whose results.json, ablation.json or capacity.json was written last.
 
     Raises:
         DetbenchError: there is none.
     """
-    found = [*outputs_dir.glob("*/results.json"), *outputs_dir.glob("*/ablation.json")]
+    names = ("results.json", "ablation.json", "capacity.json")
+    found = [path for name in names for path in outputs_dir.glob(f"*/{name}")]
     if not found:
         raise DetbenchError(f"there is no run in {outputs_dir}; make one with: detbench run")
     return max(found, key=lambda path: path.stat().st_mtime).parent

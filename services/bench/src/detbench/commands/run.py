@@ -5,7 +5,6 @@ import contextlib
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,11 +16,13 @@ from detbench.commands.options import (
     add_dataset_options,
     add_implementations_option,
     add_map_loss_option,
+    add_resume_option,
     add_server_options,
+    check_resumable,
     limit,
     opened_dataset,
-    own_server,
     positive_float,
+    servers_of,
 )
 from detbench.datasets import fetch_or_open
 from detbench.errors import DetbenchError, LimitMissed, ServerError
@@ -29,7 +30,6 @@ from detbench.measure.ablation import AblationPlan, AblationRunner
 from detbench.measure.lengthening import Until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.selection import ALL
-from detbench.measure.servers import OwnServers, ServerAt, Servers
 from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
 from detbench.report import read_sweep, write_ablation_reports, write_reports
@@ -133,12 +133,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="exit status 1 where the verdict on a run is invalid")
     parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="go on with this run, which was broken off, as it was asked for: its folder in outputs/",
-    )
-    parser.add_argument(
         "--warmup", type=positive_int, default=5, metavar="N", help="requests before the first run (default: 5)"
     )
     parser.add_argument(
@@ -181,7 +175,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="batches timed in each round; default: as 10 s hold in all rounds, 12 at least",
     )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
-    parser.set_defaults(defaults={name: parser.get_default(name) for name in _OF_THE_PLAN})
+    add_resume_option(parser, _OF_THE_PLAN)
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -210,7 +204,9 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     plan = _plan_of(broken_off, options) if broken_off else _plan(options)
     run_dir = options.resume or new_run_dir(options.outputs_dir, options.model_set)
     with SweepProgress(console) as progress:
-        runner = SweepRunner(plan, run_dir, _servers(options, run_dir, progress, plan.offered), progress, broken_off)
+        runner = SweepRunner(
+            plan, run_dir, servers_of(options, run_dir, progress, _most_in_flight(plan.offered)), progress, broken_off
+        )
         runner.prepare()
         try:
             sweep = runner.run()
@@ -258,11 +254,7 @@ def _broken_off(options: argparse.Namespace) -> Sweep:
         DetbenchError: it cannot be read, has ended, or other options ask for something else than it did.
     """
     sweep = read_sweep(options.resume)
-    if sweep.ended is not None:
-        raise DetbenchError(f"{options.resume} was measured to its end; nothing is left to resume")
-    if other := [name for name in _OF_THE_PLAN if str(getattr(options, name)) != str(options.defaults[name])]:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-        raise DetbenchError(f"--resume goes on as {options.resume} was asked for; leave out {given}")
+    check_resumable(options, sweep.ended)
     return sweep
 
 
@@ -300,7 +292,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     )
     run_dir = new_run_dir(options.outputs_dir, f"{options.model_set}-ablation")
     with SweepProgress(console) as progress:
-        runner = AblationRunner(plan, run_dir, _servers(options, run_dir, progress), progress)
+        runner = AblationRunner(plan, run_dir, servers_of(options, run_dir, progress), progress)
         runner.prepare()
         try:
             ablation = runner.run()
@@ -310,15 +302,8 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
     return _ended(ablation.problems, run_dir / "ablation.html", console)
 
 
-def _servers(
-    options: argparse.Namespace, run_dir: Path, progress: SweepProgress, offered: Sequence[ClosedLoop | OpenLoop] = ()
-) -> Servers:
-    """The server of `--host`, or servers of our own."""
-    if options.host:
-        return ServerAt(options.host)
-    in_flight = (each.users if isinstance(each, ClosedLoop) else each.max_in_flight for each in offered)
-    most = max(in_flight, default=1)
-    return OwnServers(partial(own_server, data_dir=options.data_dir, most_in_flight=most), run_dir, progress)
+def _most_in_flight(offered: Sequence[ClosedLoop | OpenLoop]) -> int:
+    return max(each.users if isinstance(each, ClosedLoop) else each.max_in_flight for each in offered)
 
 
 def _ended(problems: Sequence[str], report: Path, console: Console) -> int:

@@ -65,7 +65,7 @@ class Driver:
             options.max_images,
             options.data_dir,
         )
-        self._recorder = recorder = Recorder()
+        self._recorder = recorder = Recorder(json.loads(options.limits))
         self._dispatcher = Dispatcher(self._drop)
         closed = isinstance(options.offered, ClosedLoop)
         self._environment = environment = Environment(
@@ -154,10 +154,23 @@ class Driver:
         """Wait for the end of the window; returns the CPU of this process meanwhile, 100 being one core."""
         recorder = self._recorder
         cpu_start, cpu_since = time.process_time(), time.monotonic()
+
+        def cpu_percent() -> float:
+            return 100 * (time.process_time() - cpu_start) / max(time.monotonic() - cpu_since, 1e-9)
+
         while (elapsed_s := time.monotonic() - opened_s) < self._options.duration:
-            _say(phase="measure", elapsed_s=elapsed_s, requests=recorder.ended, dropped=recorder.dropped)
+            _say(
+                phase="measure",
+                elapsed_s=elapsed_s,
+                requests=recorder.ended,
+                failed=recorder.failed,
+                dropped=recorder.dropped,
+                in_flight=recorder.under_way,
+                late=recorder.late(opened_s + elapsed_s),
+                cpu_percent=cpu_percent(),
+            )
             gevent.sleep(min(_POLL_S, self._options.duration - elapsed_s))
-        return 100 * (time.process_time() - cpu_start) / max(time.monotonic() - cpu_since, 1e-9)
+        return cpu_percent()
 
     def _agreed(self, **message: object) -> float:
         """Say `message`, and wait for the time that is told to all processes; greenlets run on meanwhile.
@@ -194,10 +207,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--duration", type=float, required=True, help="seconds")
     parser.add_argument("--drain", type=float, default=600.0, help="seconds that answers are waited for at the end")
+    parser.add_argument("--limits", default="{}", help="JSON: percentile to seconds, for progress messages and Prometheus")
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
     parser.add_argument("--metrics-port", type=int, default=0, help="of worker 0; the others take those after it")
     parser.add_argument("--run", default="", help="name of the run, for Prometheus")
-    parser.add_argument("--limits", default="{}", help="JSON: percentile to seconds, for Prometheus")
     parser.add_argument("--worker", type=int, default=0, help="this one's number, from 0")
     parser.add_argument("--workers", type=int, default=1, help="that share the load")
     parser.add_argument("--await", dest="wait", action="store_true", help="begin when a line with the time comes")

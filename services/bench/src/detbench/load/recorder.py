@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +39,14 @@ class Recorder:
 
     What ends before the window is open is kept until then, for a request may have been issued in it. There is no clock
     in here: all times come with the requests, in seconds of CLOCK_MONOTONIC, which all processes of a machine share.
+
+    Args:
+        limits_s: by name, which `late` counts by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits_s: Mapping[str, float] | None = None) -> None:
+        self._limits_s = limits_s or {}
+        self._late: Counter[str] = Counter()
         self._warm: set[int] = set()
         self._warmed_s = 0.0
         self._window: tuple[float, float] | None = None
@@ -74,6 +80,24 @@ class Recorder:
     def dropped(self) -> int:
         """Slots of the window that were not sent so far."""
         return self._dropped
+
+    @property
+    def failed(self) -> int:
+        """Requests of the window that ended without a good answer so far."""
+        return self._errors.total()
+
+    def late(self, now_s: float) -> dict[str, int]:
+        """By the name of each limit, how many requests of the window cannot hold it any more.
+
+        They failed, or took longer from when they were sent, or have taken longer by `now_s` and are not answered. What
+        a request waited for the generator is not in it: it is not the server's.
+        """
+        opened_s, closes_s = self._window or (math.inf, math.inf)
+        waiting_s = [now_s - each.sent_s for each in self._under_way if opened_s <= each.scheduled_s <= closes_s]
+        return {
+            name: self.failed + self._late[name] + sum(waited_s > limit_s for waited_s in waiting_s)
+            for name, limit_s in self._limits_s.items()
+        }
 
     @property
     def under_way(self) -> int:
@@ -170,7 +194,9 @@ class Recorder:
             self._errors[f"answered after more than {LONGEST_S} s"] += 1
         else:
             self._latency.record_value(_microseconds(latency_s))
-            self._service.record_value(_microseconds(ended.answered_s - request.sent_s))
+            service_s = ended.answered_s - request.sent_s
+            self._service.record_value(_microseconds(service_s))
+            self._late.update(name for name, limit_s in self._limits_s.items() if service_s > limit_s)
             self._answered += 1
             self._batch_sizes += answer.batch_size
             for stage, ms in answer.timings_ms.items():

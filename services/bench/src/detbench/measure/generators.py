@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from detbench.errors import ServerError
 from detbench.load.figures import load_of
-from detbench.load.tally import Tally, merged
+from detbench.load.tally import Tally, merged, summed
 from detbench.results import ClosedLoop, Load, Objective, OpenLoop
 
 # Until the start that all processes are told: what a line needs to be read in each, on a machine that is busy.
@@ -30,7 +30,8 @@ class LoadRequest:
 
     `processes` send it together, each with a core of its own at best. Prometheus finds the metrics of the first on
     `metrics_port` while it runs, of the others on the ports after it; 0 is nowhere. `run`, the name of the run, and the
-    latencies among the limits `slo` are among them. Answers are waited for until `drain_s` after the end.
+    latencies among the limits `slo` are among them; progress messages count the requests that miss each of these.
+    Answers are waited for until `drain_s` after the end.
     """
 
     host: str
@@ -156,7 +157,9 @@ def _agree(workers: list[_Worker], message: dict[str, Any]) -> None:
         worker.tell(told_s)
 
 
-def _together(workers: list[_Worker]) -> dict[str, int]:
-    """The counts of a progress message, summed over all processes."""
-    counts = ("warm_users", "users", "requests", "dropped")
-    return {count: sum(worker.said.get(count, 0) for worker in workers) for count in counts}
+def _together(workers: list[_Worker]) -> dict[str, Any]:
+    """The counts of a progress message, summed over all processes, and the CPU of the busiest."""
+    counts = ("warm_users", "users", "requests", "failed", "dropped", "in_flight")
+    together: dict[str, Any] = {count: sum(worker.said.get(count, 0) for worker in workers) for count in counts}
+    together["late"] = summed(worker.said.get("late", {}) for worker in workers)
+    return together | {"cpu_percent": max(worker.said.get("cpu_percent", 0.0) for worker in workers)}

@@ -1,5 +1,6 @@
-"""Going on with a sweep that was broken off, on the machine and with the software that it began on."""
+"""Going on with what was broken off, on the machine and with the software that it began on."""
 
+from detbench.capacity_results import Capacities
 from detbench.errors import DetbenchError
 from detbench.results import Sweep
 
@@ -11,8 +12,20 @@ def resumed(broken_off: Sweep, new: Sweep) -> Sweep:
         new: the same sweep as it would begin now.
 
     Raises:
+        DetbenchError: as `check_circumstances`.
+    """
+    check_circumstances(broken_off, new)
+    return broken_off.model_copy(
+        update={"ended": None, "runs": [run for run in broken_off.runs if run.verdict != "not_run"]}
+    )
+
+
+def check_circumstances(broken_off: Sweep | Capacities, new: Sweep | Capacities) -> None:
+    """Whether `broken_off` can go on as `new`, the same as it would begin now.
+
+    Raises:
         DetbenchError: the machine, the software, the weights or the images are others now, so that figures of then and
-            of now would not be of one sweep.
+            of now would not be of one run.
     """
     for what, then, now in (
         ("machine", _machine(broken_off), _machine(new)),
@@ -29,23 +42,20 @@ def resumed(broken_off: Sweep, new: Sweep) -> Sweep:
                 f"the run began with other {what} ({_differences(then, now)}); figures of both would not be of one "
                 "run: start a new one, and compare the two with: detbench report A B"
             )
-    return broken_off.model_copy(
-        update={"ended": None, "runs": [run for run in broken_off.runs if run.verdict != "not_run"]}
-    )
 
 
-def _machine(sweep: Sweep) -> tuple[object, ...]:
+def _machine(sweep: Sweep | Capacities) -> tuple[object, ...]:
     environment = sweep.environment
     return environment.device_name, environment.cpu_count, environment.torch_threads, environment.platform
 
 
-def _software(sweep: Sweep) -> tuple[object, ...]:
+def _software(sweep: Sweep | Capacities) -> tuple[object, ...]:
     environment = sweep.environment
     versions = (f"{package} {version}" for package, version in sorted(environment.versions.items()))
     return environment.git_revision, environment.driver, *versions
 
 
-def _weights(sweep: Sweep) -> tuple[object, ...]:
+def _weights(sweep: Sweep | Capacities) -> tuple[object, ...]:
     return tuple(f"{model.model_name} {model.fingerprint[:12]}" for model in sweep.weights)
 
 

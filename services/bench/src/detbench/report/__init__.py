@@ -1,4 +1,4 @@
-"""The reports of a run, a sweep's or an ablation's: one exporter a file, all from rows made in one place."""
+"""The reports of a run (sweep, ablation, search for capacities): one exporter a file, from rows made in one place."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -7,9 +7,12 @@ from pydantic import BaseModel, ValidationError
 
 from detbench.ablation_results import Ablation
 from detbench.atomic import write_atomically
+from detbench.capacity_results import Capacities
 from detbench.errors import DetbenchError
 from detbench.report.ablation import ablation_csv, ablation_markdown
 from detbench.report.ablation_page import ablation_page
+from detbench.report.capacity import capacity_csv, capacity_markdown
+from detbench.report.capacity_page import capacity_page
 from detbench.report.comma_separated import to_csv
 from detbench.report.page import to_html
 from detbench.report.table import markdown_table
@@ -36,6 +39,15 @@ def read_ablation(run_dir: Path) -> Ablation:
     return _read(run_dir / "ablation.json", Ablation)
 
 
+def read_capacities(run_dir: Path) -> Capacities:
+    """Read the capacity.json of a run.
+
+    Raises:
+        DetbenchError: there is none, or it is damaged.
+    """
+    return _read(run_dir / "capacity.json", Capacities)
+
+
 def write_reports(run_dir: Path) -> Sweep:
     """Write results.csv, results.md and report.html beside the results.json of a run; returns what it holds."""
     sweep = read_sweep(run_dir)
@@ -52,6 +64,15 @@ def write_ablation_reports(run_dir: Path) -> Ablation:
     write_atomically(run_dir / "ablation.md", ablation_markdown(ablation))
     write_atomically(run_dir / "ablation.html", ablation_page(ablation))
     return ablation
+
+
+def write_capacity_reports(run_dir: Path) -> Capacities:
+    """Write capacity.csv, capacity.md and capacity.html beside the capacity.json of a run; returns what it holds."""
+    capacities = read_capacities(run_dir)
+    write_atomically(run_dir / "capacity.csv", capacity_csv(capacities))
+    write_atomically(run_dir / "capacity.md", capacity_markdown(capacities))
+    write_atomically(run_dir / "capacity.html", capacity_page(capacities))
+    return capacities
 
 
 def _read(path: Path, kind: type[T]) -> T:

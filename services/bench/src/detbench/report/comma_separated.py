@@ -39,8 +39,8 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "speedup_vs_baseline": row.speedup.value if row.speedup else None,
         "speedup_low": row.speedup.low if row.speedup else None,
         "speedup_high": row.speedup.high if row.speedup else None,
-        **_times("", load.latency if load else None),
-        **_times("service_", load.service if load else None),
+        **times_fields("", load.latency if load else None),
+        **times_fields("service_", load.service if load else None),
         **{f"lateness_{name}": getattr(load and load.lateness, name, None) for name in Lateness.model_fields},
         "generator_cpu_percent": max(load.generator_cpu_percent, default=None) if load else None,
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
@@ -83,8 +83,8 @@ def memory_fields(memory: Memory | None) -> dict[str, object]:
     return peaks | {f"memory_{name}": getattr(memory, name, None) for name in Memory.model_fields}
 
 
-def _times(prefix: str, times: Times | None) -> dict[str, object]:
-    """Mean, percentiles with their intervals and whether they are certified, and the largest."""
+def times_fields(prefix: str, times: Times | None) -> dict[str, object]:
+    """The columns of times: mean, percentiles with their intervals and whether they are certified, and the largest."""
     found: dict[str, object] = {f"{prefix}mean_ms": times.mean_ms if times else None}
     for name in _PERCENTILES:
         each: Percentile | None = getattr(times, name, None)

@@ -77,7 +77,7 @@ class Plots:
             axes.set_xticks(users, [str(each) for each in users])
             axes.set_xlabel("users")
             axes.set_ylabel("requests per second")
-            _scale(axes.set_yscale, axes.yaxis, [row.run.load.rps for row in closed if row.run.load])
+            scale(axes.set_yscale, axes.yaxis, [row.run.load.rps for row in closed if row.run.load])
             if axes.get_yscale() == "linear":
                 axes.set_ylim(bottom=0)
             axes.legend(frameon=False, loc="best")
@@ -123,8 +123,8 @@ class Plots:
                 )
                 for x, y, row in zip(xs, ys, rows, strict=True):
                     axes.annotate(str(row.run.offered), (x, y), (9, 6), textcoords="offset points", fontsize=8)
-            _scale(axes.set_xscale, axes.xaxis, [row.rps or 0.0 for row in shown])
-            _scale(axes.set_yscale, axes.yaxis, [_finite(row, figure) or 0.0 for row in shown])
+            scale(axes.set_xscale, axes.xaxis, [row.rps or 0.0 for row in shown])
+            scale(axes.set_yscale, axes.yaxis, [_finite(row, figure) or 0.0 for row in shown])
             axes.margins(x=0.15, y=0.2)
             for each in limited[:1]:
                 axes.axhline(each.limit, color="black", linewidth=1, linestyle=":")
@@ -141,7 +141,7 @@ class Plots:
         def draw(axes: Axes) -> None:
             shown = [_marks(row) for row in self._rows]
             finite = [ms for marks in shown for _, ms, _ in marks if math.isfinite(ms)]
-            _scale(axes.set_xscale, axes.xaxis, finite)
+            scale(axes.set_xscale, axes.xaxis, finite)
             beyond = 1.15 * max(finite, default=1.0)
             for place, (row, marks) in enumerate(zip(self._rows, shown, strict=True)):
                 colour = self._colours[row.run.implementation]
@@ -290,7 +290,7 @@ def _marks(row: Row) -> list[tuple[str, float, bool]]:
     return [(marker, each.value_ms, each.certified) for marker, each in shown]
 
 
-def _scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:
+def scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float]) -> None:
     """A logarithmic axis where a linear one would hide the small values."""
     positive = [value for value in values if value > 0]
     if not positive or max(positive) / min(positive) < _WIDE:
