@@ -207,7 +207,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--duration", type=float, required=True, help="seconds")
     parser.add_argument("--drain", type=float, default=600.0, help="seconds that answers are waited for at the end")
-    parser.add_argument("--limits", default="{}", help="JSON: percentile to seconds, for progress messages and Prometheus")
+    parser.add_argument(
+        "--limits", default="{}", help="JSON: percentile to seconds, for progress messages and Prometheus"
+    )
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
     parser.add_argument("--metrics-port", type=int, default=0, help="of worker 0; the others take those after it")
     parser.add_argument("--run", default="", help="name of the run, for Prometheus")

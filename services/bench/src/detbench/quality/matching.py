@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from detbench.api.schemas import ModelDetections
 from detbench.results import ErrorFigures
@@ -88,6 +87,8 @@ def assign(reference: Detections, candidate: Detections) -> tuple[Ints, Ints, Fl
     Returns:
         Indices into `reference`, indices into `candidate`, and the IoU of each pair.
     """
+    from scipy.optimize import linear_sum_assignment  # takes a second, which no command waits for that compares nothing
+
     overlaps = iou(reference.boxes, candidate.boxes)
     same_label = reference.labels[:, None] == candidate.labels[None, :]
     score_distance = np.abs(reference.scores[:, None] - candidate.scores[None, :])

@@ -1,8 +1,9 @@
 """ablation.html: one file that needs no other, for the person who wants to know where a speed-up comes from."""
 
-from collections.abc import Sequence
+from __future__ import annotations  # of matplotlib, which is imported where something is drawn
 
-from matplotlib.axes import Axes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from detbench.ablation_results import Ablation, Step
 from detbench.report.ablation import (
@@ -19,6 +20,9 @@ from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, Plots, svg
 from detbench.report.rows import duration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def ablation_page(ablation: Ablation) -> str:

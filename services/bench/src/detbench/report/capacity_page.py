@@ -1,17 +1,20 @@
 """capacity.html: one file that needs no other, for the person who has to know how much a server can take."""
 
+from __future__ import annotations  # of matplotlib, which is imported where something is drawn
+
 import itertools
 import math
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from typing import TYPE_CHECKING
 
 from detbench.capacity_results import Capacities, Probe
 from detbench.report.capacity import answer_of, columns_of, notes_of, probe_columns_of, probe_rows_of, rows_of, rps
 from detbench.report.page import TEMPLATES
-from detbench.report.plots import PALETTE, scale, svg
+from detbench.report.plots import PALETTE, plain_numbers, scale, svg
 from detbench.results import Objective
 from detbench.slo import figure_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # What is drawn where no limit of latency was set.
 _P99 = Objective(figure="p99", limit=math.inf)
@@ -48,10 +51,11 @@ def _latency(capacities: Capacities) -> str:
     top = 2.0 * max(finite, default=1.0)
 
     def draw(axes: Axes) -> None:
+        from matplotlib.ticker import LogLocator
+
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_numbers(axes.yaxis)
         scale(axes.set_xscale, axes.xaxis, [probe.rate for probe in probes])
         for capacity, colour in zip(capacities.capacities, itertools.cycle(PALETTE), strict=False):
             for probe in capacity.probes:

@@ -1,19 +1,19 @@
 """The report's plots, as SVG elements that take width, and the colour of text and axes, from the page around them."""
 
+from __future__ import annotations  # of matplotlib, which takes a second that no command waits for that draws nothing
+
 import io
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from typing import TYPE_CHECKING, Any
 
 from detbench.quality.compare import BOXES_MSE_LIMIT
 from detbench.report.rows import Row
 from detbench.results import CEILING, ClosedLoop, Comparison, Memory, Objective
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, without black and yellow: told apart by every kind of colour vision, on light and dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -253,6 +253,9 @@ def svg(title: str, height: float, prefix: str, draw: Callable[[Axes], None]) ->
         prefix: of the ids within, so that one page can have several.
         draw: draws on the axes.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({**_STYLE, "svg.id": prefix, "svg.hashsalt": prefix}):
         figure = Figure(figsize=(7.4, height), layout="constrained")
         draw(figure.subplots())
@@ -296,5 +299,12 @@ def scale(set_scale: Callable[[str], None], axis: object, values: Sequence[float
     if not positive or max(positive) / min(positive) < _WIDE:
         return
     set_scale("log")
+    plain_numbers(axis)
+
+
+def plain_numbers(axis: object) -> None:
+    """Write the numbers of a logarithmic axis as they are, and none between the large ticks."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
     axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import kendalltau, theilslopes
 
 # One verdict asks for two series, and a sweep has dozens of runs: at 5 % every tenth good run would be called invalid.
 SIGNIFICANCE = 0.01
@@ -100,6 +99,8 @@ def _trend(starts: np.ndarray, values: np.ndarray) -> Trend:
     """Mann and Kendall's test of a series, and the slope of Theil and Sen, with the window as the unit of time."""
     if np.ptp(values) == 0:
         return Trend(change=0.0, p_value=1.0)  # where scipy says NaN
+    from scipy.stats import kendalltau, theilslopes  # takes a second, which no command waits for that measures nothing
+
     # The median is 0 where most bins are empty: the server stopped.
     middle = np.median(values) or np.mean(values)
     return Trend(

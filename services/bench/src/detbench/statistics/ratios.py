@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy.stats import t
 
 T = TypeVar("T")
 
@@ -131,5 +130,7 @@ def _ratio(difference: float, squares: float, freedom: int, per_round: float, co
     """Student's interval of a difference of logarithms, whose variance is squares / freedom · per_round."""
     if freedom == 0:
         return Ratio(math.exp(difference), None, None, confidence)
+    from scipy.stats import t  # takes a second, which no command waits for that measures nothing
+
     half = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(squares / freedom * per_round)
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half), confidence)
