@@ -12,6 +12,8 @@ import pytest
 from made_reports import Page
 from PIL import Image
 from scripted_server import Script, ScriptedServer
+from stub_process import StubProcesses
+from stub_server import entry
 from test_capacity_search import m_d_1_capacity
 
 from detbench.report.capacity import rps
@@ -134,13 +136,26 @@ def test_a_server_that_never_holds_the_limits_has_none(detbench, photo_dir: Path
     assert "scripted holds p90 ≤ 100 ms at no rate that was tried" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_cannot_be_measured_holds_no_limit(detbench, tmp_path: Path, capsys):
+    StubProcesses(tmp_path, entry("scripted"), dies_at=("/infer/scripted",))
+    command = ("capacity", "--implementations", "scripted", "--slo", "p90=1s", "--max-images", 1)
+    assert detbench(*command) == 3
+    run_dir = only_run(tmp_path / "outputs")
+    found = json.loads((run_dir / "capacity.json").read_text())
+    assert found["capacities"][0]["ended_by"] == "failure"
+    (problem,) = found["problems"]
+    assert problem.startswith("the capacity of scripted was not found: the server ended: ")
+    assert "the stub ends itself" in problem
+    assert "scripted was not measured" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("service_s", "options", "expected"),
     [
         pytest.param(0.02, ("--slo", "p99=200ms", "--arrivals", "constant"), 50.0, id="constant arrivals"),
-        pytest.param(0.005, ("--slo", "p90=30ms"), m_d_1_capacity(0.005, 0.03), id="Poisson arrivals"),
+        pytest.param(0.006, ("--slo", "p90=50ms"), m_d_1_capacity(0.006, 0.05), id="Poisson arrivals"),
     ],
 )
 def test_with_the_time_that_is_the_default_a_capacity_is_found_within_five_percent(
