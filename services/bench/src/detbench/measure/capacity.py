@@ -262,6 +262,7 @@ class CapacityRunner:
             duration_s,
             processes=plan.processes,
             drain_s=max(_DRAIN_S, _DRAIN_LIMITS * longest_s),
+            run=self._run_dir.name,
             slo=plan.slo,
         )
 
