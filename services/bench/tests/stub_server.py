@@ -64,13 +64,13 @@ class StubServer:
                 self.answer(200, stub.get(self.path))
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 parts = urlsplit(self.path)
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 for end, (status, detail) in stub.refusals.items():
                     if parts.path.endswith(end):
                         return self.answer(status, {"detail": detail})
-                return self.answer(200, stub.post(parts.path, query))
+                return self.answer(200, stub.answer_to(parts.path, query, body))
 
             def answer(self, status: int, body: object) -> None:
                 data = json.dumps(body).encode()
@@ -111,6 +111,10 @@ class StubServer:
             **{"cpu_count": 2, "torch_threads": 1, "platform": "Linux", "revision": "abc", "clocks_mhz": None},
             "settings": {},
         }
+
+    def answer_to(self, path: str, query: dict[str, str], body: bytes) -> object:
+        """What a POST answers; here whatever its body is."""
+        return self.post(path, query)
 
     def post(self, path: str, query: dict[str, str]) -> object:
         self.calls.append(path + (f" {query['batch_size']} x {query['repeats']}" if path.startswith("/time/") else ""))

@@ -1,11 +1,13 @@
 """Counting requests at times of the test's own, and the figures that come of the counts."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from detbench.api.schemas import Inference
 from detbench.host import CpuShares
+from detbench.load.answers import DistinctAnswers, read_answers
 from detbench.load.figures import load_of
 from detbench.load.recorder import Recorder, Request
 from detbench.load.tally import Tally, merged
@@ -27,8 +29,10 @@ CLOSED = ClosedLoop(users=1)
 class Bench:
     """A recorder with a window from 100 to 110 s, unless `window` says otherwise."""
 
-    def __init__(self, window: tuple[float, float] | None = (100.0, 110.0)) -> None:
-        self.recorder = Recorder()
+    def __init__(
+        self, window: tuple[float, float] | None = (100.0, 110.0), answers: DistinctAnswers | None = None
+    ) -> None:
+        self.recorder = Recorder(answers=answers)
         if window:
             self.recorder.open(*window)
 
@@ -41,7 +45,7 @@ class Bench:
         user: int = 0,
     ) -> None:
         """A request that was sent `late_s` late and took `took_s`; None: there is no answer yet."""
-        request = Request(user, scheduled_s + late_s, scheduled_s)
+        request = Request(user, scheduled_s + late_s, scheduled_s, photo="photo")
         self.recorder.sending(request)
         if took_s is None:
             return
@@ -82,6 +86,24 @@ def test_what_is_issued_in_the_window_counts_however_late_it_ends(
     tally = bench.tally()
     assert account(load_of(tally, OPEN)) == counts
     assert tally.answered_within == answered_within
+
+
+def test_the_answers_that_are_kept_are_those_that_count(tmp_path: Path):
+    answers = DistinctAnswers()
+    bench = Bench(window=None, answers=answers)
+    bench.request(99.0, 0.5)
+    bench.request(99.9, 0.5)  # answered in the window, and sent before
+    bench.request(100.1, 0.1)
+    bench.recorder.open(100.0, 110.0)
+    for scheduled_s, took_s, failed in (
+        (109.9, 60.0, None),
+        (110.1, 0.1, None),
+        (105.0, 0.1, "HTTP 503"),
+        (105.0, 3700.0, None),
+    ):
+        bench.request(scheduled_s, took_s, failed)
+    answers.write(tmp_path)
+    assert [each.times for each in read_answers(tmp_path)] == [bench.load().answered] == [2]
 
 
 def test_failures_have_names():
@@ -258,7 +280,9 @@ def test_what_the_host_takes_away_is_doubted_from_a_twentieth_on(cpu: CpuShares 
 def test_requests_that_cannot_hold_a_limit_any_more_are_counted_while_the_window_is_open():
     recorder = Recorder(limits_s={"p99": 1.0, "p50": 0.2})
     recorder.open(0.0, 10.0)
-    requests = [Request(0, sent_s, sent_s - 5.0 * (sent_s == 5.5), ANSWER) for sent_s in (0.5, 1.0, 1.5, 2.0, 5.5)]
+    requests = [
+        Request(0, sent_s, sent_s - 5.0 * (sent_s == 5.5), ANSWER, photo="") for sent_s in (0.5, 1.0, 1.5, 2.0, 5.5)
+    ]
     for request in requests:
         recorder.sending(request)
     recorder.on_request(100.0, None, {"request": requests[0]})  # in time

@@ -101,6 +101,9 @@ def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys)
     assert baseline["gate"]["passed"] is True
     assert invalid["gate"]["passed"] is False
     assert invalid["overall"]["boxes_mse"] > 100
+    for each in found["runs"]:
+        right = each["load"]["answered"] if each["implementation"] == "baseline" else 0
+        assert (each["audit"]["right"], each["audit"]["audited"]) == (right, each["load"]["answered"])
     assert found["weights"][0]["source"] == "random"
     kernels = {info["name"]: info["kernels_per_request"] for info in found["implementations"]}
     assert kernels["baseline"] > 1000

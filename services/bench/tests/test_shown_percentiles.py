@@ -35,13 +35,14 @@ def random_load(random: np.random.Generator, offered: ClosedLoop | OpenLoop) -> 
     failing = random.choice([0.0, 0.0, 0.005, 0.2])
     for took_s in np.exp(random.normal(-3, random.uniform(0, 2.5), int(10 ** random.uniform(0, 3.9)))):
         sent_s = random.uniform(0, 9)
-        request = Request(0, sent_s, sent_s - (random.exponential(0.01) if isinstance(offered, OpenLoop) else 0))
+        late_s = random.exponential(0.01) if isinstance(offered, OpenLoop) else 0
+        request = Request(0, sent_s, sent_s - late_s, photo="")
         recorder.sending(request)
         failed = random.random() < failing
         request.answer = None if failed else ANSWER
         error = ValueError("HTTP 500") if failed else None
         recorder.on_request(1e3 * took_s, error, {"request": request})
-    request = Request(0, 5.0, 5.0, ANSWER)
+    request = Request(0, 5.0, 5.0, ANSWER, photo="")
     recorder.on_request(50.0, None, {"request": request})
     return load_of(recorder.tally(5.0, 30.0), offered)
 

@@ -253,6 +253,46 @@ class MeasurementWarning(Record):
     invalidates: bool = Field(description="whether no decision may be built on the figures")
 
 
+class Gate(Record):
+    """Whether the figures of every model are within their limits."""
+
+    passed: bool
+    reasons: list[str] = Field(default_factory=list, description="one line per figure out of its limit")
+
+
+Judgement = Literal["passed", "tolerated", "failed"]
+
+
+class Audit(Record):
+    """The answers of one run, compared with the reference's. `str()` is for a person to read."""
+
+    answers: int = Field(description="good ones to what was issued in the window")
+    audited: int = Field(description="of those, what was compared; the others were too many different ones to keep")
+    distinct: int = Field(description="different answers among the audited ones; of several rounds the sum")
+    right: int = Field(description="audited ones that are the reference's but for float32 reassociation")
+    reasons: list[str] = Field(default_factory=list, description="why the first ones that are not right are not")
+    gate: Gate = Field(description="of all audited ones together, as `Comparison.gate`")
+    tolerance: Gate | None = Field(description="of all audited ones together, as `Comparison.tolerance`, without mAP")
+
+    @property
+    def verdict(self) -> Judgement:
+        """As `Comparison.verdict`."""
+        return _judgement(self.gate, self.tolerance)
+
+    def __str__(self) -> str:
+        of = "" if self.audited == self.answers else f" audited of {self.answers:,}"
+        return f"{self.right:,} of {self.audited:,}{of}"
+
+
+class CacheCheck(Record):
+    """How many times as fast an image is answered that is sent again at once; 1 where no answer is kept."""
+
+    pairs: int = Field(description="images that were sent twice, none of them ever before")
+    ratio: float = Field(description="the first answer's time over the second's, geometric mean")
+    low: float | None = Field(description="of the interval that holds the true ratio with 95 %")
+    high: float | None
+
+
 class Run(Record):
     """One measured load against one implementation."""
 
@@ -271,6 +311,7 @@ class Run(Record):
     load: Load | None = None
     memory: Memory | None = None
     cpu: CpuShares | None = Field(default=None, description="of all cores of the machine that measured, meanwhile")
+    audit: Audit | None = Field(default=None, description="None where outputs were not compared, or the run failed")
 
     @property
     def measured(self) -> bool:
@@ -315,13 +356,6 @@ class GroundTruth(Record):
     high: float
 
 
-class Gate(Record):
-    """Whether the figures of every model are within their limits."""
-
-    passed: bool
-    reasons: list[str] = Field(default_factory=list, description="one line per figure out of its limit")
-
-
 class Comparison(Record):
     """Output error of one implementation: per model of the set, and over all of them."""
 
@@ -342,11 +376,9 @@ class Comparison(Record):
     tolerance: Gate | None = Field(description="of what does not claim to be exact, whether it is near enough to serve")
 
     @property
-    def verdict(self) -> Literal["passed", "tolerated", "failed"]:
+    def verdict(self) -> Judgement:
         """passed: the reference's answers; tolerated: near them, and claimed to be no more; else failed."""
-        if self.gate.passed:
-            return "passed"
-        return "tolerated" if self.tolerance is not None and self.tolerance.passed else "failed"
+        return _judgement(self.gate, self.tolerance)
 
     @property
     def reasons(self) -> list[str]:
@@ -377,6 +409,7 @@ class ImplementationInfo(Record):
         default=None,
         description="GPU kernels that one request of one image launches; without a GPU torch's operators at the leaves",
     )
+    cache: CacheCheck | None = Field(default=None, description="None where outputs were not compared")
 
 
 class Sweep(Record):
@@ -396,6 +429,12 @@ class Sweep(Record):
     def comparison(self, implementation: str) -> Comparison | None:
         """The comparison of `implementation`, or None where it was not compared."""
         return next((c for c in self.comparisons if c.implementation == implementation), None)
+
+
+def _judgement(gate: Gate, tolerance: Gate | None) -> Judgement:
+    if gate.passed:
+        return "passed"
+    return "tolerated" if tolerance is not None and tolerance.passed else "failed"
 
 
 def _first(*figures: float | None) -> float | None:

@@ -53,8 +53,8 @@ DESCRIPTION = """\
 The sweep: for each implementation, start a server, load it there, warm it up, and measure it with each number of users
 (a closed loop: every user sends the next image as soon as the last is answered; each user's first answer is not
 counted), or with --rate, --steps or --trace in an open loop: requests are sent at their times, whatever is answered,
-and latency counts from these times. With --compare-outputs also ask each implementation for every image and compare
-with the reference, which is made when there is none of these weights and images.
+and latency counts from these times. With --compare-outputs also ask each implementation for every image, and compare
+that and all answers of the loads with the reference, which is made when there is none of these weights and images.
 
   detbench run --implementations baseline invalid --model-set mixed --users 1 4 8 --duration 30 --compare-outputs
   detbench run --implementations fastest --rate 20 --arrivals poisson --duration 60
@@ -89,7 +89,7 @@ Everything goes to outputs/<time>-<model set>/: results.json (after every run), 
 the detections and the log of each server; of an ablation to outputs/<time>-<model set>-ablation/: ablation.json (after
 every cell), .csv, .md and .html.
 
-Exit status: 0 all was measured and every implementation that claims to be exact is; 1 not so, or with --strict a run is
+Exit status: 0 all was measured and what claims to be exact is, under load, too; 1 not so, or with --strict a run is
 invalid; 2 nothing was measured; 3 a limit of --slo is missed, by what was not measured, too.
 """
 
@@ -151,7 +151,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"({PROCESS_RPS}; default: %(default)s)",
     )
     add_open_loop_options(parser)
-    parser.add_argument("--compare-outputs", action="store_true", help="compare with the reference, too")
+    parser.add_argument(
+        "--compare-outputs",
+        action="store_true",
+        help="compare with the reference, too: each image, and all answers of each load",
+    )
     add_concurrency_option(parser)
     add_map_loss_option(parser)
     add_dataset_options(parser)

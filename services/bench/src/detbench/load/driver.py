@@ -36,6 +36,7 @@ from locust.runners import Runner
 from pydantic import TypeAdapter
 
 from detbench.errors import DetbenchError
+from detbench.load.answers import MOST_BYTES, DistinctAnswers
 from detbench.load.dispatcher import ClosedLoopUser, Dispatcher, Sender
 from detbench.load.locustfile import export_metrics
 from detbench.load.metrics import LoadMetrics
@@ -65,7 +66,8 @@ class Driver:
             options.max_images,
             options.data_dir,
         )
-        self._recorder = recorder = Recorder(json.loads(options.limits))
+        self._answers = DistinctAnswers(MOST_BYTES // options.workers) if options.answers else None
+        self._recorder = recorder = Recorder(json.loads(options.limits), self._answers)
         self._dispatcher = Dispatcher(self._drop)
         closed = isinstance(options.offered, ClosedLoop)
         self._environment = environment = Environment(
@@ -102,6 +104,8 @@ class Driver:
         if log.unhandled_greenlet_exception:  # Locust goes on after a listener that failed; its counts would be wrong
             raise DetbenchError("counting the answers failed")
         tally = self._recorder.tally(cpu_percent, self._options.drain)
+        if self._answers is not None:
+            self._answers.write(self._options.answers)
         _say(tally=tally.model_dump(mode="json"))
 
     def _closed_loop(self, runner: Runner, offered: ClosedLoop) -> float:
@@ -213,6 +217,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
     parser.add_argument("--metrics-port", type=int, default=0, help="of worker 0; the others take those after it")
     parser.add_argument("--run", default="", help="name of the run, for Prometheus")
+    parser.add_argument("--answers", type=Path, help="folder for the different answers, see detbench.load.answers")
     parser.add_argument("--worker", type=int, default=0, help="this one's number, from 0")
     parser.add_argument("--workers", type=int, default=1, help="that share the load")
     parser.add_argument("--await", dest="wait", action="store_true", help="begin when a line with the time comes")

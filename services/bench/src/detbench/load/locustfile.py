@@ -100,7 +100,7 @@ class DetectorUser(FastHttpUser):
         self._metrics.started()
         sent_s = time.monotonic()
         # Locust hands its listeners a copy of the context; the request in it is what reaches them.
-        request = Request(self.number, sent_s, sent_s if scheduled_s is None else scheduled_s)
+        request = Request(self.number, sent_s, sent_s if scheduled_s is None else scheduled_s, photo=image.sha256)
         self.sending(request)
         with self.client.post(
             f"/infer/{workload.implementation}?model_set={workload.model_set}",

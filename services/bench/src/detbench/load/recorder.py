@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detbench.api.schemas import Inference
+from detbench.load.answers import DistinctAnswers
 from detbench.load.tally import LONGEST_S, Tally, new_histogram
 
 
@@ -18,12 +19,14 @@ class Request:
         user: number of the user who sends it.
         sent_s: when, on CLOCK_MONOTONIC.
         scheduled_s: when it was to be sent; in a closed loop, which has no schedule, `sent_s`.
+        photo: SHA-256 of the file that it carries.
         answer: what came back, where it is good.
     """
 
     user: int
     sent_s: float
     scheduled_s: float
+    photo: str = field(kw_only=True)
     answer: Inference | None = field(default=None, repr=False)
 
 
@@ -42,11 +45,13 @@ class Recorder:
 
     Args:
         limits_s: by name, which `late` counts by.
+        answers: receives the good answers to what was issued in the window; None: they are not kept.
     """
 
-    def __init__(self, limits_s: Mapping[str, float] | None = None) -> None:
+    def __init__(self, limits_s: Mapping[str, float] | None = None, answers: DistinctAnswers | None = None) -> None:
         self._limits_s = limits_s or {}
         self._late: Counter[str] = Counter()
+        self._answers = answers
         self._warm: set[int] = set()
         self._warmed_s = 0.0
         self._window: tuple[float, float] | None = None
@@ -204,6 +209,8 @@ class Recorder:
             second = int(request.scheduled_s - opened_s)
             self._issued_by[second] += 1
             self._latency_s_by[second] += latency_s
+            if self._answers is not None:
+                self._answers.add(request.photo, answer)
 
     def _sent(self, request: Request) -> None:
         self._issued += 1

@@ -14,9 +14,10 @@ from detbench.datasets import fetch_or_open
 
 @dataclass(frozen=True)
 class Image:
-    """One encoded photo, in memory."""
+    """One encoded photo, in memory; `sha256` is that of its file."""
 
     name: str
+    sha256: str
     content_type: str
     data: bytes
 
@@ -52,7 +53,7 @@ def read_images(dataset: str, max_images: int, data_dir: Path) -> tuple[Image, .
         DatasetError: the dataset is not there; `sample` is fetched.
     """
     photos = fetch_or_open(dataset, data_dir, max_images).photos
-    return tuple(Image(photo.name, photo.content_type, photo.read()) for photo in photos)
+    return tuple(Image(photo.name, photo.sha256, photo.content_type, photo.read()) for photo in photos)
 
 
 def load_into_server(host: str, implementation: str, model_set: str) -> tuple[str, ...]:

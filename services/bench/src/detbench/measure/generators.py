@@ -31,7 +31,8 @@ class LoadRequest:
     `processes` send it together, each with a core of its own at best. Prometheus finds the metrics of the first on
     `metrics_port` while it runs, of the others on the ports after it; 0 is nowhere. `run`, the name of the run, and the
     latencies among the limits `slo` are among them; progress messages count the requests that miss each of these.
-    Answers are waited for until `drain_s` after the end.
+    Answers are waited for until `drain_s` after the end; the different ones are in `answers_dir` then, for
+    `detbench.load.answers.read_answers`; None: they are not kept.
     """
 
     host: str
@@ -47,6 +48,7 @@ class LoadRequest:
     drain_s: float = _DRAIN_S
     run: str = ""
     slo: tuple[Objective, ...] = ()
+    answers_dir: Path | None = None
 
 
 @dataclass
@@ -126,6 +128,7 @@ def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
         *("--drain", str(request.drain_s)),
         *("--metrics-port", str(request.metrics_port)),
         *("--run", request.run, "--limits", json.dumps(limits_s)),
+        *(("--answers", str(request.answers_dir)) if request.answers_dir else ()),
         *("--worker", str(number), "--workers", str(_processes(request)), "--await"),
     ]
     with (

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
 from detbench.host import CpuWatch
+from detbench.measure.cache_check import check_cache
 from detbench.measure.generators import LoadRequest
 from detbench.measure.lengthening import Until, run_until
 from detbench.measure.progress import SweepProgress
@@ -17,11 +19,22 @@ from detbench.measure.resume import resumed
 from detbench.measure.selection import left_out, select_implementations
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
+from detbench.measure.under_load import audited, wrong_under_load
 from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.report.rows import duration
-from detbench.results import ClosedLoop, ImplementationInfo, Load, Objective, OpenLoop, Run, Settings, Sweep
+from detbench.results import (
+    ClosedLoop,
+    Comparison,
+    ImplementationInfo,
+    Load,
+    Objective,
+    OpenLoop,
+    Run,
+    Settings,
+    Sweep,
+)
 from detbench.slo import missed
 from detbench.statistics.ratios import interleaved
 from detbench.verdict import judged
@@ -118,7 +131,7 @@ class SweepRunner:
     def _measure(self, status: ImplementationStatus, number: int) -> None:
         plan, subject = self._plan, self._plan.subject
         left = [offered for offered in plan.offered if (number, status.name, str(offered)) not in self._made()]
-        known = next(each for each in self._sweep.implementations if each.name == status.name)
+        known = self._info(status.name)
         uncompared = self._reference is not None and self._sweep.comparison(status.name) is None
         uncounted = number == 1 and known.kernels_per_request is None
         if not (left or uncompared or uncounted):
@@ -132,19 +145,31 @@ class SweepRunner:
                 photo = subject.dataset.photos[index % len(subject.dataset.photos)]
                 ask(server.client, status.name, subject.model_set, photo)
                 counted()
+            if left and known.cache is None and self._reference is not None:
+                self._progress.doing(f"{status.name}: looking for a cache")
+                known = known.model_copy(update={"cache": check_cache(server.client, status.name, subject.model_set)})
+                self._keep(known)
             for offered in left:
-                if self._add_run(server, status.name, offered, number).verdict == "failed" and not server.alive():
+                with TemporaryDirectory(prefix=".answers-", dir=self._run_dir) as answers:
+                    run = self._add_run(server, status.name, offered, number, Path(answers))
+                if run.verdict == "failed" and not server.alive():
                     return
             if uncompared and self._reference is not None:
                 comparison = self._session.compare(server.client, status, self._reference)
                 self._update(comparisons=[*self._sweep.comparisons, comparison])
+                self._note_worse_than_alone(comparison)
             if uncounted:
                 self._keep(self._session.with_kernels(server, known))
 
     def _keep(self, info: ImplementationInfo) -> None:
         self._update(implementations=[info if i.name == info.name else i for i in self._sweep.implementations])
 
-    def _add_run(self, server: Server, implementation: str, offered: ClosedLoop | OpenLoop, number: int) -> Run:
+    def _info(self, name: str) -> ImplementationInfo:
+        return next(info for info in self._sweep.implementations if info.name == name)
+
+    def _add_run(
+        self, server: Server, implementation: str, offered: ClosedLoop | OpenLoop, number: int, answers_dir: Path
+    ) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
         what = f"{implementation}, {offered}{self._in_round(number)}"
         self._progress.doing(what)
@@ -170,6 +195,7 @@ class SweepRunner:
             plan.processes,
             run=self._run_dir.name,
             slo=plan.slo,
+            answers_dir=answers_dir if self._reference else None,
         )
         try:
             server.client.reset_peaks()
@@ -185,13 +211,20 @@ class SweepRunner:
         except ServerError as error:
             run = run.model_copy(update={"reason": server.reason(error)})
         run = run.model_copy(update={"ended": _now()})
+        info = self._info(implementation)
+        if self._reference is not None and run.measured:
+            self._progress.doing(f"{what}: comparing the answers")
+            run = audited(run, answers_dir, self._reference.outputs_of(plan.subject.dataset.photos), info)
         self._update(runs=[*self._sweep.runs, run])
         push_runs([each for each in self._sweep.runs if each.implementation == implementation], plan.slo)
         if run.verdict == "failed":
             self._note_problem(f"{what}: {run.reason}")
         else:
             assert run.load is not None
-            self._progress.say(f"{what}: {_in_short(run.load)}")
+            right = f", {run.audit} answers right" if run.audit else ""
+            self._progress.say(f"{what}: {_in_short(run.load)}{right}")
+        if problem := wrong_under_load(run, info.exact, self._sweep.comparison(implementation)):
+            self._note_problem(f"{what}: {problem}")
         self._progress.run_done(plan.duration_s)
         return run
 
@@ -207,6 +240,14 @@ class SweepRunner:
     def _made(self) -> set[tuple[int, str, str]]:
         """Which runs there are: round, implementation and load."""
         return {(run.round, run.implementation, str(run.offered)) for run in self._sweep.runs}
+
+    def _note_worse_than_alone(self, alone: Comparison) -> None:
+        """Note what the audits of earlier runs could not say of an implementation that does not claim to be exact."""
+        if alone.exact:
+            return
+        for run in self._sweep.runs:
+            if run.implementation == alone.implementation and (problem := wrong_under_load(run, False, alone)):
+                self._note_problem(f"{run.implementation}, {run.offered}{self._in_round(run.round)}: {problem}")
 
     def _note_not_run(self) -> None:
         made = self._made()

@@ -27,6 +27,8 @@ _THINNEST_PX = 0.02
 _SAME_LABEL_BONUS = 1e-3
 _SCORE_PENALTY = 1e-4
 
+_LARGEST = "largest_"  # the fields of `ErrorSums` that are maxima
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -147,6 +149,11 @@ class ErrorSums:
         self.candidate_detections += len(rows) + len(left_theirs)
         self.label_places += len(rows) + max(len(left_ours), len(left_theirs))
 
+    def repeated(self, count: int) -> "ErrorSums":
+        """The same images `count` times."""
+        largest = {name: value for name, value in vars(self).items() if name.startswith(_LARGEST)}
+        return ErrorSums(**{name: count * value for name, value in vars(self).items()} | largest)
+
     def figures(self) -> ErrorFigures:
         """The figures; of nothing on either side they are those of equal outputs."""
         items = self.pairs + self.missed + self.spurious
@@ -174,7 +181,7 @@ def total(sums: Iterable[ErrorSums]) -> ErrorSums:
     result = ErrorSums()
     for each in sums:
         for name, value in vars(each).items():
-            pool = max if name.startswith("largest_") else operator.add
+            pool = max if name.startswith(_LARGEST) else operator.add
             setattr(result, name, pool(getattr(result, name), value))
     return result
 

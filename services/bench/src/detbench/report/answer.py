@@ -89,7 +89,10 @@ def _certain(row: Row, name: str) -> float | None:
 
 
 def _checked(row: Row) -> str:
-    return "It gives the reference's answers" if row.comparison else "It was not compared with the reference"
+    if row.comparison is None:
+        return "It was not compared with the reference"
+    under_load = f" ({row.run.audit} under load)" if row.run.audit else ""
+    return f"It gives the reference's answers{under_load}"
 
 
 def _misses(rows: Iterable[Row]) -> str:
@@ -115,6 +118,9 @@ def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:
 
 
 def _doubt(row: Row) -> str:
+    audit = row.run.audit
+    if row.gate != "failed" and audit is not None and audit.verdict == "failed":
+        return f"and its answers under load are wrong: {audit} are right"
     match row.gate:
         case "failed":
             return "and its answers are wrong"

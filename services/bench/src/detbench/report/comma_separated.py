@@ -4,7 +4,7 @@ import csv
 import io
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import Comparison, ErrorFigures, Lateness, Memory, Record, Sweep, Times
+from detbench.results import Audit, CacheCheck, Comparison, ErrorFigures, Lateness, Memory, Record, Sweep, Times
 from detbench.statistics.percentiles import Percentile
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
@@ -51,6 +51,8 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         **_ground_truth(sweep, comparison),
         "gate": row.gate,
         "slo_missed": "; ".join(str(miss) for miss in run.missed),
+        **_audit(run.audit),
+        **_cache(next((info.cache for info in sweep.implementations if info.name == run.implementation), None)),
         "warnings": " ".join(warning.code for warning in run.warnings),
         "weights": " ".join(dict.fromkeys(model.source for model in sweep.weights)),
         "device": sweep.environment.device,
@@ -59,6 +61,19 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "started": run.started.isoformat() if run.started else None,
         "ended": run.ended.isoformat() if run.ended else None,
     }
+
+
+def _audit(audit: Audit | None) -> dict[str, object]:
+    return {
+        "audited": audit.audited if audit else None,
+        "distinct_answers": audit.distinct if audit else None,
+        "right_under_load": audit.right if audit else None,
+        "under_load": audit.verdict if audit else None,
+    }
+
+
+def _cache(cache: CacheCheck | None) -> dict[str, object]:
+    return {f"repeated_{name}": getattr(cache, name, None) for name in CacheCheck.model_fields}
 
 
 def _ground_truth(sweep: Sweep, comparison: Comparison | None) -> dict[str, object]:

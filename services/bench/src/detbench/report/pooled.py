@@ -1,9 +1,9 @@
 """The rounds of one implementation under one load, as one run: counts and histograms add up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from detbench.load.figures import together
-from detbench.results import Load, MeasurementWarning, Objective, Run
+from detbench.results import Audit, Gate, Load, MeasurementWarning, Objective, Run
 from detbench.slo import missed
 from detbench.verdict import FEW_REQUESTS, few_requests, verdict_of
 
@@ -30,6 +30,7 @@ def pooled(rounds: Sequence[Run], slo: Sequence[Objective] = ()) -> Run:
             "started": min((run.started for run in rounds if run.started), default=None),
             "ended": max((run.ended for run in rounds if run.ended), default=None),
             "load": load,
+            "audit": _audit([run.audit for run in rounds if run.audit]),
             "cpu": max((run.cpu for run in rounds if run.cpu), key=lambda cpu: cpu.steal, default=None),
             "memory": memory,
         }
@@ -41,3 +42,24 @@ def _warnings(rounds: Sequence[Run], load: Load | None, slo: Sequence[Objective]
     found = {warning.code: warning for run in reversed(rounds) for warning in run.warnings}
     found.pop(FEW_REQUESTS, None)
     return [*found.values(), *(few_requests(load, slo) if load else ())]
+
+
+def _audit(rounds: Sequence[Audit]) -> Audit | None:
+    """The sums; the gates are passed where those of all rounds are."""
+    if not rounds:
+        return None
+    tolerances = [each.tolerance for each in rounds if each.tolerance is not None]
+    return Audit(
+        **{name: sum(getattr(each, name) for each in rounds) for name in ("answers", "audited", "distinct", "right")},
+        reasons=_each_once(each.reasons for each in rounds),
+        gate=_all([each.gate for each in rounds]),
+        tolerance=_all(tolerances) if tolerances else None,
+    )
+
+
+def _all(gates: Sequence[Gate]) -> Gate:
+    return Gate(passed=all(gate.passed for gate in gates), reasons=_each_once(gate.reasons for gate in gates))
+
+
+def _each_once(reasons: Iterable[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(reason for each in reasons for reason in each))

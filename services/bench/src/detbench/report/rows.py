@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from detbench.report.pooled import pooled
-from detbench.results import BASELINE, Comparison, ImplementationInfo, Memory, OpenLoop, Run, Sweep, Times
+from detbench.results import BASELINE, Audit, Comparison, ImplementationInfo, Memory, OpenLoop, Run, Sweep, Times
 from detbench.statistics.percentiles import Percentile
 from detbench.statistics.ratios import Ratio, paired_ratio
 from detbench.verdict import FEW_REQUESTS
@@ -36,6 +36,11 @@ GATE_COLUMN = Column(
     "gate",
     "passed: the reference's answers, but for float32 rounding; tolerated: near them, and claimed to be no more",
     numeric=False,
+)
+AUDIT_COLUMN = Column(
+    "right under load",
+    "answers of the load that are the reference's, but for float32 rounding, of those that were compared with it; "
+    "tolerated: all together near them, and claimed to be no more",
 )
 _SEEN = "seen by the client; in an open loop from the time when the request was to be sent"
 _BEFORE = (
@@ -96,8 +101,9 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether the answers are the reference's, or, where they were not compared, claimed to be."""
-        return self.exact if self.comparison is None else self.comparison.gate.passed
+        """Whether the answers are the reference's, or, where they were not compared, claimed to be; under load, too."""
+        alone = self.exact if self.comparison is None else self.comparison.gate.passed
+        return alone and (self.run.audit is None or self.run.audit.gate.passed)
 
     def cells(self, columns: Sequence[Column]) -> tuple[str, ...]:
         """Text under each of `columns`, which are those of `columns_of`."""
@@ -120,6 +126,7 @@ class Row:
             MEMORY_COLUMN: megabytes(run.memory.peak_mb if run.memory else None),
             **dict(zip(ERROR_COLUMNS, error_cells(self.comparison), strict=True)),
             GATE_COLUMN: self.gate,
+            AUDIT_COLUMN: _right(run.audit),
         }
         return tuple(texts[column] for column in columns)
 
@@ -127,14 +134,16 @@ class Row:
 def columns_of(sweep: Sweep) -> tuple[Column, ...]:
     """The columns of a sweep's table.
 
-    p99.9 is among them where it is certified in some run, and the service time where some loop is open: latency is
-    never shown without it there.
+    p99.9 is among them where it is certified in some run, the service time where some loop is open, as latency is never
+    shown without it there, and what is right under load where some run was audited.
     """
     latencies = [run.load.latency for run in sweep.runs if run.load and run.load.latency]
     rare = any(latency.p99_9.certified for latency in latencies)
     is_open = any(isinstance(run.offered, OpenLoop) for run in sweep.runs)
     slo = (_SLO_COLUMN,) if sweep.settings.slo else ()
-    return (*_BEFORE, *_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()), *slo, *_AFTER)
+    audit = (AUDIT_COLUMN,) if any(run.audit for run in sweep.runs) else ()
+    latency = (*_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()))
+    return (*_BEFORE, *latency, *slo, *_AFTER, *audit)
 
 
 def doubt_lines(rows: Iterable[Row]) -> list[str]:
@@ -285,6 +294,12 @@ def speedup(ratio: Ratio | None) -> str:
         return "–"
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
     return f"{ratio.value:.2f}×{interval}"
+
+
+def _right(audit: Audit | None) -> str:
+    if audit is None:
+        return NOT_APPLICABLE
+    return f"{audit} (tolerated)" if audit.verdict == "tolerated" else str(audit)
 
 
 def _speedup(runs: Sequence[Run], baseline: Sequence[Run]) -> Ratio | None:
