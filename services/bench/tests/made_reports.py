@@ -7,22 +7,9 @@ from pathlib import Path
 from detbench.api.schemas import ModelWeights
 from detbench.load.tally import new_histogram
 from detbench.report import write_reports
-from detbench.results import (
-    ClosedLoop,
-    Comparison,
-    Environment,
-    ErrorFigures,
-    Gate,
-    ImplementationInfo,
-    Load,
-    MeasurementWarning,
-    Memory,
-    Run,
-    Series,
-    Settings,
-    Sweep,
-    Times,
-)
+from detbench.results.loads import ClosedLoop, Load, Series, Times
+from detbench.results.quality import Comparison, ErrorFigures, Gate
+from detbench.results.sweep import Environment, ImplementationInfo, MeasurementWarning, Memory, Run, Settings, Sweep
 from detbench.statistics.percentiles import Percentile
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -16,7 +16,7 @@ from detbench.quality.outputs import ImageOutput
 from detbench.report import read_sweep
 from detbench.report.answer import answer
 from detbench.report.rows import AUDIT_COLUMN, columns_of, rows_of
-from detbench.results import Audit, Gate
+from detbench.results.quality import Audit, Gate
 
 SWEEP = ("run", "--implementations", "hasty", "--duration", "2", "--warmup", "1", "--compare-outputs")
 

@@ -8,10 +8,11 @@ import pytest
 from made_reports import EVIL, START, Page, load, memory, sweep, times
 from rich.console import Console
 
-from detbench.capacity_results import Capacities, Capacity, CapacitySettings, Ending, Outcome, Probe
 from detbench.report import read_capacities, write_capacity_reports
 from detbench.report.capacity import answer_of, columns_of, notes_of, rows_of, terminal_table
-from detbench.results import ImplementationInfo, OpenLoop, Run
+from detbench.results.capacity import Capacities, Capacity, CapacitySettings, Ending, Outcome, Probe
+from detbench.results.loads import OpenLoop
+from detbench.results.sweep import ImplementationInfo, Run
 from detbench.slo import objective
 
 SLO = [objective("p99=200ms"), objective("errors=0.1%")]

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from detbench.capacity_results import Ending, Outcome
 from detbench.measure.capacity_search import Ask, Bounds, Tried, bracket, next_step
+from detbench.results.capacity import Ending, Outcome
 
 Played = Callable[[Ask], Outcome]
 

@@ -21,7 +21,7 @@ from detbench.measure.server_process import ServerProcess
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.quality.reference import load_reference, make_reference
-from detbench.results import Comparison
+from detbench.results.quality import Comparison
 
 MODEL = "tf_efficientdet_d0"
 

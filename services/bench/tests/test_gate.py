@@ -10,7 +10,7 @@ from stub_server import BOX, StubServer, entry
 from detbench.api.schemas import ModelDetections, ModelWeights
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput
-from detbench.results import Comparison
+from detbench.results.quality import Comparison
 
 MODELS = ("first", "second")
 PER_IMAGE = 100

@@ -17,7 +17,7 @@ from detbench.errors import DatasetError
 from detbench.quality.coco_map import Annotations
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput
-from detbench.results import Comparison
+from detbench.results.quality import Comparison
 
 MODEL = "fish"
 ODD = TESTDATA / "odd" / "coco"

@@ -16,7 +16,7 @@ from scripted_server import Script, ScriptedServer, implied
 from detbench.errors import ServerError
 from detbench.load.schedules import Schedule, schedule_of
 from detbench.measure.generators import LoadRequest, run_load
-from detbench.results import ClosedLoop, Load, OpenLoop
+from detbench.results.loads import ClosedLoop, Load, OpenLoop
 from detbench.statistics.percentiles import percentiles
 from detbench.verdict import doubts_of
 

@@ -12,7 +12,8 @@ from stub_server import BOX, StubServer, entry
 
 from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.table import output_error_table
-from detbench.results import Comparison, Gate, GroundTruth, ImplementationInfo
+from detbench.results.quality import Comparison, Gate, GroundTruth
+from detbench.results.sweep import ImplementationInfo
 
 
 def near(**changes: object) -> Comparison:

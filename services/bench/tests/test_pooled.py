@@ -10,7 +10,7 @@ from detbench.report.answer import answer
 from detbench.report.comma_separated import to_csv
 from detbench.report.pooled import pooled
 from detbench.report.rows import rows_of
-from detbench.results import MeasurementWarning, Run, Sweep
+from detbench.results.sweep import MeasurementWarning, Run, Sweep
 
 
 def rounds_of(implementation: str, *rps: float) -> list[Run]:

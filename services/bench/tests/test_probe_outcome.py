@@ -7,7 +7,8 @@ from made_reports import load, times
 
 from detbench.host import CpuShares
 from detbench.measure.probe_outcome import hopeless, outcome_of, requests_needed
-from detbench.results import Lateness, Load, OpenLoop, Run, Series
+from detbench.results.loads import Lateness, Load, OpenLoop, Series
+from detbench.results.sweep import Run
 from detbench.slo import objective
 from detbench.verdict import judged
 

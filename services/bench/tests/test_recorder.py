@@ -11,7 +11,7 @@ from detbench.load.answers import DistinctAnswers, read_answers
 from detbench.load.figures import load_of
 from detbench.load.recorder import Recorder, Request
 from detbench.load.tally import Tally, merged
-from detbench.results import ClosedLoop, Load, OpenLoop
+from detbench.results.loads import ClosedLoop, Load, OpenLoop
 from detbench.verdict import doubts_of, stolen
 
 ANSWER = Inference(

@@ -12,7 +12,7 @@ from detbench.errors import DetbenchError
 from detbench.report import read_sweep, write_reports
 from detbench.report.rows import IMPLEMENTATION_COLUMNS, columns_of, rows_of
 from detbench.report.table import implementations_table, markdown_table, terminal_table
-from detbench.results import ImplementationInfo
+from detbench.results.sweep import ImplementationInfo
 
 
 def test_table_markdown_csv_and_page_have_the_same_rows(tmp_path: Path):

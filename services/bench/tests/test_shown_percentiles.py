@@ -22,7 +22,8 @@ from detbench.measure.pushgateway import push_runs
 from detbench.report import read_sweep
 from detbench.report.rows import columns_of, duration, rows_of
 from detbench.report.table import terminal_table
-from detbench.results import ClosedLoop, Load, OpenLoop, Run
+from detbench.results.loads import ClosedLoop, Load, OpenLoop
+from detbench.results.sweep import Run
 
 NAMES = ("p50", "p90", "p99", "p99.9")
 OPEN = OpenLoop(schedule="20 requests/s, Poisson", rate=20.0, max_in_flight=256)

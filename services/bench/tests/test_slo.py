@@ -9,7 +9,8 @@ import pytest
 from made_reports import Page, comparison, load, memory, reported, run, sweep
 from scripted_server import ScriptedServer
 
-from detbench.results import Objective, Run
+from detbench.results.loads import Objective
+from detbench.results.sweep import Run
 from detbench.slo import missed, objective
 
 

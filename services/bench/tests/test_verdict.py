@@ -14,7 +14,7 @@ import pytest
 from made_reports import Page, comparison, reported, run, sweep
 from scripted_server import ScriptedServer
 
-from detbench.results import MeasurementWarning
+from detbench.results.sweep import MeasurementWarning
 
 
 @pytest.fixture

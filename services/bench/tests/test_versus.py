@@ -6,7 +6,7 @@ from made_reports import run, sweep
 
 from detbench.errors import DetbenchError
 from detbench.report.versus import Difference, advice, differences
-from detbench.results import Sweep
+from detbench.results.sweep import Sweep
 
 
 def measured(rps: float, seed: int, rounds: int = 5, noise: float = 0.03, **changes: object) -> Sweep:

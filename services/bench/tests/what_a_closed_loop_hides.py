@@ -21,7 +21,7 @@ from scripted_server import Script, ScriptedServer, implied
 
 from detbench.load.schedules import schedule_of
 from detbench.measure.generators import LoadRequest, run_load
-from detbench.results import OpenLoop
+from detbench.results.loads import OpenLoop
 from detbench.statistics.percentiles import percentiles
 from detbench.verdict import doubts_of
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import get_args
 
-from detbench.results import Load, Memory, Miss, Objective
+from detbench.results.loads import Load, Miss, Objective
+from detbench.results.sweep import Memory
 
 FIGURES: tuple[str, ...] = get_args(Objective.model_fields["figure"].annotation)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from detbench.host import CpuShares
-from detbench.results import ClosedLoop, Load, MeasurementWarning, Objective, OpenLoop, Run
+from detbench.results.loads import ClosedLoop, Load, Objective, OpenLoop
+from detbench.results.sweep import MeasurementWarning, Run
 from detbench.slo import missed
 from detbench.statistics.drift import Trend, latency_trend, rate_trend
 

@@ -20,7 +20,8 @@ from detbench.commands.options import (
 from detbench.errors import DatasetError
 from detbench.report.accuracy import accuracy_table, doubts
 from detbench.report.table import output_error_table
-from detbench.results import BASELINE, Comparison
+from detbench.results.quality import Comparison
+from detbench.results.sweep import BASELINE
 
 NAME = "accuracy"
 SUMMARY = "mAP on annotated images, and what each implementation loses"

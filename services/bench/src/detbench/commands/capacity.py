@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detbench.capacity_results import Capacities
 from detbench.commands.console import print_capacities
 from detbench.commands.offered import PROCESS_RPS, add_arrival_options
 from detbench.commands.options import (
@@ -29,6 +28,7 @@ from detbench.measure.progress import SweepProgress
 from detbench.measure.session import Subject
 from detbench.quality.compare import TOLERATED_MAP_LOSS
 from detbench.report import read_capacities, write_capacity_reports
+from detbench.results.capacity import Capacities
 from detbench.slo import FIGURES
 from detbench.variables import positive_int
 

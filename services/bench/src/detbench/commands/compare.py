@@ -19,7 +19,7 @@ from detbench.commands.options import (
 from detbench.measure.pushgateway import push_comparisons
 from detbench.quality.reference import load_reference
 from detbench.report.table import output_error_table
-from detbench.results import Comparison
+from detbench.results.quality import Comparison
 
 NAME = "compare"
 SUMMARY = "output error of implementations against the stored reference"

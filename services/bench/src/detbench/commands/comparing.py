@@ -18,7 +18,7 @@ from detbench.measure.progress import loading
 from detbench.measure.selection import left_out, select_implementations
 from detbench.quality.compare import compare
 from detbench.quality.outputs import ImageOutput, collect
-from detbench.results import Comparison
+from detbench.results.quality import Comparison
 
 _COMPARISONS = TypeAdapter(list[Comparison])
 

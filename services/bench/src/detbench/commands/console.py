@@ -6,15 +6,16 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from detbench.ablation_results import Ablation
-from detbench.capacity_results import Capacities
 from detbench.report import capacity
 from detbench.report.ablation import comparisons_of, notes_of, terminal_tables
 from detbench.report.answer import answer, ceiling
 from detbench.report.rows import columns_of, doubt_lines, ground_truth_notes, rows_of, uncertain_line
 from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
 from detbench.report.versus import COLUMNS, advice, differences
-from detbench.results import Comparison, Sweep
+from detbench.results.ablation import Ablation
+from detbench.results.capacity import Capacities
+from detbench.results.quality import Comparison
+from detbench.results.sweep import Sweep
 
 _WIDEST = 400
 _STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}

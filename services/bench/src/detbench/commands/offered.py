@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detbench.errors import DetbenchError
 from detbench.load.schedules import ARRIVALS, schedule_of
-from detbench.results import ClosedLoop, OpenLoop
+from detbench.results.loads import ClosedLoop, OpenLoop
 from detbench.variables import positive_int
 
 DEFAULT_USERS = (1, 4, 8)

@@ -19,7 +19,7 @@ from detbench.measure.selection import ALL
 from detbench.measure.server_process import ServerProcess
 from detbench.measure.servers import OwnServers, ServerAt, Servers
 from detbench.quality.compare import TOLERATED_MAP_LOSS
-from detbench.results import Objective
+from detbench.results.loads import Objective
 from detbench.slo import objective
 from detbench.variables import of_variable, positive_int
 

@@ -10,7 +10,7 @@ from detbench.commands.options import add_dataset_options, add_server_options, c
 from detbench.datasets import Dataset
 from detbench.errors import ReferenceMismatch
 from detbench.quality.reference import load_reference, make_reference, reference_folder
-from detbench.results import BASELINE
+from detbench.results.sweep import BASELINE
 
 NAME = "reference"
 SUMMARY = "store what baseline answers, to compare with"

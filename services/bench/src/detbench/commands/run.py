@@ -34,7 +34,8 @@ from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
 from detbench.report import read_sweep, write_ablation_reports, write_reports
 from detbench.report.rows import rows_of
-from detbench.results import ClosedLoop, OpenLoop, Sweep
+from detbench.results.loads import ClosedLoop, OpenLoop
+from detbench.results.sweep import Sweep
 from detbench.slo import FIGURES
 from detbench.variables import of_variable, port, positive_int
 

@@ -43,7 +43,7 @@ from detbench.load.metrics import LoadMetrics
 from detbench.load.recorder import Recorder
 from detbench.load.schedules import schedule_of
 from detbench.load.workload import prepare_workload
-from detbench.results import ClosedLoop, Offered, OpenLoop
+from detbench.results.loads import ClosedLoop, Offered, OpenLoop
 
 _POLL_S = 0.5
 _START_IN_S = 0.1

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from hdrh.histogram import HdrHistogram
 
 from detbench.load.tally import Tally, added, summed
-from detbench.results import ClosedLoop, Lateness, Load, OpenLoop, Series, Times
+from detbench.results.loads import ClosedLoop, Lateness, Load, OpenLoop, Series, Times
 from detbench.statistics.percentiles import histogram_percentiles
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from hdrh.histogram import HdrHistogram
 from pydantic import Field
 
-from detbench.results import Record
+from detbench.results.record import Record
 
 Number = TypeVar("Number", int, float)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from detbench.ablation_results import Ablation, AblationSettings, Step, Timing
 from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
@@ -25,7 +24,8 @@ from detbench.measure.progress import SweepProgress
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of
 from detbench.quality.reference import Reference
-from detbench.results import ImplementationInfo, Memory
+from detbench.results.ablation import Ablation, AblationSettings, Step, Timing
+from detbench.results.sweep import ImplementationInfo, Memory
 from detbench.statistics.ratios import interleaved
 
 CELL_S = 10.0

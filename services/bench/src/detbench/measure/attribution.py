@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from detbench.ablation_results import Gain, Step
-from detbench.results import BASELINE
+from detbench.results.ablation import Gain, Step
+from detbench.results.sweep import BASELINE
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from PIL import Image
 
 from detbench.api.client import ServerClient
-from detbench.results import CacheCheck
+from detbench.results.quality import CacheCheck
 from detbench.statistics.ratios import paired_ratio
 
 # The server scales every image to its networks' input; a small one makes what a cache does not save small.

@@ -10,7 +10,6 @@ from typing import Any
 from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
-from detbench.capacity_results import Capacities, Capacity, CapacitySettings, Outcome, Probe
 from detbench.datasets import Photo
 from detbench.errors import ServerError
 from detbench.host import CpuWatch
@@ -25,7 +24,9 @@ from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
 from detbench.quality.outputs import ask
 from detbench.report.capacity import sentence_of
-from detbench.results import ClosedLoop, Objective, OpenLoop, Run
+from detbench.results.capacity import Capacities, Capacity, CapacitySettings, Outcome, Probe
+from detbench.results.loads import ClosedLoop, Objective, OpenLoop
+from detbench.results.sweep import Run
 from detbench.verdict import judged, stolen
 
 # Their throughput is the first guess. Few, so that one who waits for all others knows soon what a slow server can do.

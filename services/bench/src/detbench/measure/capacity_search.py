@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from detbench.capacity_results import Ending, Outcome
+from detbench.results.capacity import Ending, Outcome
 
 # Of the time that a search may take: a probe at most, so that there are a dozen, and at least, so that a queue has time
 # to show itself; and a confirmation.

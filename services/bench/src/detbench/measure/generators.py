@@ -17,7 +17,7 @@ from typing import IO, Any
 from detbench.errors import ServerError
 from detbench.load.figures import load_of
 from detbench.load.tally import Tally, merged, summed
-from detbench.results import ClosedLoop, Load, Objective, OpenLoop
+from detbench.results.loads import ClosedLoop, Load, Objective, OpenLoop
 
 # Until the start that all processes are told: what a line needs to be read in each, on a machine that is busy.
 _START_IN_S = 0.3

@@ -7,7 +7,7 @@ from detbench.api.schemas import ImplementationStatus
 from detbench.host import available_mb
 from detbench.measure.servers import Server
 from detbench.measure.session import Session
-from detbench.results import ImplementationInfo
+from detbench.results.sweep import ImplementationInfo
 
 # What is left free of the machine's memory, beside room for a server half as large again as the largest so far.
 _LEFT_FREE_MB = 2000.0

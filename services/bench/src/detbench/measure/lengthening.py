@@ -7,7 +7,7 @@ from typing import Any
 
 from detbench.load.figures import together
 from detbench.measure.generators import LoadRequest, run_load
-from detbench.results import Load, OpenLoop
+from detbench.results.loads import Load, OpenLoop
 
 # Of the requests that are still needed, so that a rate that falls a little does not take another part.
 _ROOM = 1.05

@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detbench.capacity_results import Outcome
-from detbench.results import Load, Objective, Run
+from detbench.results.capacity import Outcome
+from detbench.results.loads import Load, Objective
+from detbench.results.sweep import Run
 from detbench.slo import missed
 from detbench.statistics.percentiles import answers_needed
 from detbench.verdict import BUSY_CPU_PERCENT, MOST_FAILURES

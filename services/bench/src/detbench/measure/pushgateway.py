@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import httpx
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
-from detbench.results import ClosedLoop, Comparison, Objective, Run
+from detbench.results.loads import ClosedLoop, Objective
+from detbench.results.quality import Comparison
+from detbench.results.sweep import Run
 
 URL_VARIABLE = "BENCHMARK_PUSHGATEWAY_URL"
 

@@ -1,8 +1,8 @@
 """Going on with what was broken off, on the machine and with the software that it began on."""
 
-from detbench.capacity_results import Capacities
 from detbench.errors import DetbenchError
-from detbench.results import Sweep
+from detbench.results.capacity import Capacities
+from detbench.results.sweep import Sweep
 
 
 def resumed(broken_off: Sweep, new: Sweep) -> Sweep:

@@ -10,7 +10,7 @@ from detbench.api.client import ServerClient
 from detbench.errors import DetbenchError, ServerError
 from detbench.measure.progress import SweepProgress
 from detbench.measure.server_process import ServerProcess
-from detbench.results import Memory
+from detbench.results.sweep import Memory
 
 
 @dataclass(frozen=True)

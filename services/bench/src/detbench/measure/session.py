@@ -17,7 +17,8 @@ from detbench.measure.servers import Server, Servers
 from detbench.quality.compare import compare
 from detbench.quality.outputs import collect, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
-from detbench.results import BASELINE, Comparison, Environment, ImplementationInfo
+from detbench.results.quality import Comparison
+from detbench.results.sweep import BASELINE, Environment, ImplementationInfo
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,9 @@ from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
 from detbench.report.photo import save_photo
 from detbench.report.rows import duration
-from detbench.results import (
-    ClosedLoop,
-    Comparison,
-    ImplementationInfo,
-    Load,
-    Objective,
-    OpenLoop,
-    Run,
-    Settings,
-    Sweep,
-)
+from detbench.results.loads import ClosedLoop, Load, Objective, OpenLoop
+from detbench.results.quality import Comparison
+from detbench.results.sweep import ImplementationInfo, Run, Settings, Sweep
 from detbench.slo import missed
 from detbench.statistics.ratios import interleaved
 from detbench.verdict import judged

@@ -6,7 +6,8 @@ from pathlib import Path
 from detbench.load.answers import read_answers
 from detbench.quality.audit import audit
 from detbench.quality.outputs import ImageOutput
-from detbench.results import Audit, CacheCheck, Comparison, ImplementationInfo, MeasurementWarning, Run
+from detbench.results.quality import Audit, CacheCheck, Comparison
+from detbench.results.sweep import ImplementationInfo, MeasurementWarning, Run
 from detbench.verdict import verdict_of
 
 # As the contract says.

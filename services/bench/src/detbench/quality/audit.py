@@ -7,7 +7,7 @@ from detbench.api.schemas import ModelDetections
 from detbench.quality.compare import beyond_rounding, gates, sums_of
 from detbench.quality.matching import ErrorSums, total
 from detbench.quality.outputs import ImageOutput
-from detbench.results import Audit, Gate
+from detbench.results.quality import Audit, Gate
 
 _SHOWN = 3
 

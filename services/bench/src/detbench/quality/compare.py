@@ -9,7 +9,7 @@ from detbench.errors import DatasetError, MalformedOutput
 from detbench.quality.coco_map import Annotations, difference_interval
 from detbench.quality.matching import Detections, ErrorSums, total
 from detbench.quality.outputs import ImageOutput
-from detbench.results import Comparison, ErrorFigures, Gate, GroundTruth
+from detbench.results.quality import Comparison, ErrorFigures, Gate, GroundTruth
 
 # What float32 reassociation leaves, with room: boxes of up to 10^3 px in float32 have a resolution of 6e-5 px, and
 # logits that differ by 1e-5 change a score by 2.5e-6 at most. The largest differences that were seen on a CPU are

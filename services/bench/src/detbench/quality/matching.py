@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detbench.api.schemas import ModelDetections
-from detbench.results import ErrorFigures
+from detbench.results.quality import ErrorFigures
 
 SCORE_THRESHOLD = 0.1
 IOU_THRESHOLD = 0.5

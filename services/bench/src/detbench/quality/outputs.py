@@ -11,7 +11,7 @@ from detbench.api.schemas import Inference, ModelDetections
 from detbench.atomic import write_atomically
 from detbench.datasets import Photo
 from detbench.errors import DatasetError, MalformedOutput, ServerError
-from detbench.results import Record
+from detbench.results.record import Record
 
 
 class ImageOutput(Record):

@@ -22,7 +22,8 @@ from detbench.api.schemas import ModelWeights
 from detbench.datasets import Dataset, Photo
 from detbench.errors import ReferenceMismatch
 from detbench.quality.outputs import ImageOutput, collect, read_outputs, write_outputs
-from detbench.results import BASELINE, Record
+from detbench.results.record import Record
+from detbench.results.sweep import BASELINE
 
 _SHOWN = 3
 

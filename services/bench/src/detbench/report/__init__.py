@@ -5,9 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from detbench.ablation_results import Ablation
 from detbench.atomic import write_atomically
-from detbench.capacity_results import Capacities
 from detbench.errors import DetbenchError
 from detbench.report.ablation import ablation_csv, ablation_markdown
 from detbench.report.ablation_page import ablation_page
@@ -16,7 +14,9 @@ from detbench.report.capacity_page import capacity_page
 from detbench.report.comma_separated import to_csv
 from detbench.report.page import to_html
 from detbench.report.table import markdown_table
-from detbench.results import Sweep
+from detbench.results.ablation import Ablation
+from detbench.results.capacity import Capacities
+from detbench.results.sweep import Sweep
 
 T = TypeVar("T", bound=BaseModel)
 

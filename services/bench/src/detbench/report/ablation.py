@@ -5,7 +5,6 @@ import io
 
 from rich.table import Table
 
-from detbench.ablation_results import Ablation, Gain, Step, Timing
 from detbench.report.comma_separated import memory_fields
 from detbench.report.rows import (
     ERROR_COLUMNS,
@@ -22,7 +21,8 @@ from detbench.report.rows import (
     megabytes,
 )
 from detbench.report.table import markdown_lines, measured_on, output_error_lines, table_of
-from detbench.results import Comparison, ErrorFigures
+from detbench.results.ablation import Ablation, Gain, Step, Timing
+from detbench.results.quality import Comparison, ErrorFigures
 from detbench.verdict import stolen
 
 GAIN_COLUMNS = (

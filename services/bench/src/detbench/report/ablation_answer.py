@@ -1,9 +1,9 @@
 """The sentence that an ablation is opened for."""
 
-from detbench.ablation_results import Ablation
 from detbench.report.answer import memory_clause
 from detbench.report.rows import duration
-from detbench.results import BASELINE
+from detbench.results.ablation import Ablation
+from detbench.results.sweep import BASELINE
 
 
 def ablation_answer(ablation: Ablation) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations  # of matplotlib, which is imported where som
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detbench.ablation_results import Ablation, Step
 from detbench.report.ablation import (
     COST_COLUMNS,
     GAIN_COLUMNS,
@@ -20,6 +19,7 @@ from detbench.report.output_error import output_error_columns, output_error_rows
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, Plots, svg
 from detbench.report.rows import duration
+from detbench.results.ablation import Ablation, Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from detbench.report.rows import Column
 from detbench.report.table import table_of
-from detbench.results import BASELINE, Comparison
+from detbench.results.quality import Comparison
+from detbench.results.sweep import BASELINE
 
 COLUMNS = (
     Column("implementation", "way of running the models", numeric=False),

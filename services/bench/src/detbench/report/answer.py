@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from detbench.report.rows import Row, duration
-from detbench.results import BASELINE, CEILING, Memory, Objective, OpenLoop
+from detbench.results.loads import Objective, OpenLoop
+from detbench.results.sweep import BASELINE, CEILING, Memory
 from detbench.statistics.ratios import Ratio
 
 

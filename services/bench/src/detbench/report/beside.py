@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from detbench.ablation_results import Ablation
-from detbench.capacity_results import Capacities
 from detbench.report.ablation_answer import ablation_answer
 from detbench.report.capacity import answer_of
-from detbench.results import Sweep
+from detbench.results.ablation import Ablation
+from detbench.results.capacity import Capacities
+from detbench.results.sweep import Sweep
 
 T = TypeVar("T", Ablation, Capacities)
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from detbench.capacity_results import Capacities, Capacity, Probe
 from detbench.report.comma_separated import memory_fields, times_fields
 from detbench.report.rows import MEMORY_COLUMN, Column, megabytes
 from detbench.report.table import markdown_lines, measured_on, table_of
-from detbench.results import BASELINE, Objective, OpenLoop
+from detbench.results.capacity import Capacities, Capacity, Probe
+from detbench.results.loads import Objective, OpenLoop
+from detbench.results.sweep import BASELINE
 from detbench.slo import figure_of
 
 _BEFORE = (

@@ -6,11 +6,11 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
-from detbench.capacity_results import Capacities, Probe
 from detbench.report.capacity import answer_of, columns_of, notes_of, probe_columns_of, probe_rows_of, rows_of, rps
 from detbench.report.page import TEMPLATES
 from detbench.report.plots import PALETTE, plain_numbers, scale, svg
-from detbench.results import Objective
+from detbench.results.capacity import Capacities, Probe
+from detbench.results.loads import Objective
 from detbench.slo import figure_of
 
 if TYPE_CHECKING:

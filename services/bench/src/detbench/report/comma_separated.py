@@ -4,7 +4,10 @@ import csv
 import io
 
 from detbench.report.rows import Row, rows_of
-from detbench.results import Audit, CacheCheck, Comparison, ErrorFigures, Lateness, Memory, Record, Sweep, Times
+from detbench.results.loads import Lateness, Times
+from detbench.results.quality import Audit, CacheCheck, Comparison, ErrorFigures
+from detbench.results.record import Record
+from detbench.results.sweep import Memory, Sweep
 from detbench.statistics.percentiles import Percentile
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")

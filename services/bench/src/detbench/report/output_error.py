@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from detbench.report.rows import GATE_COLUMN, NOT_APPLICABLE, Column, scientific
-from detbench.results import Comparison, ErrorFigures, GroundTruth
+from detbench.results.quality import Comparison, ErrorFigures, GroundTruth
 
 _FIGURES = (
     Column("boxes MSE (px²)", "mean squared error of box coordinates; what has no partner counts against zeros"),

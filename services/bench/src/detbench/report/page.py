@@ -18,7 +18,7 @@ from detbench.report.rows import (
     rows_of,
     uncertain_line,
 )
-from detbench.results import Sweep
+from detbench.results.sweep import Sweep
 from detbench.verdict import FEW_REQUESTS
 
 TEMPLATES = Environment(

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from detbench.quality.compare import BOXES_MSE_LIMIT
 from detbench.report.rows import Row
-from detbench.results import CEILING, ClosedLoop, Comparison, Memory, Objective
+from detbench.results.loads import ClosedLoop, Objective
+from detbench.results.quality import Comparison
+from detbench.results.sweep import CEILING, Memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from detbench.load.figures import together
-from detbench.results import Audit, Gate, Load, MeasurementWarning, Objective, Run
+from detbench.results.loads import Load, Objective
+from detbench.results.quality import Audit, Gate
+from detbench.results.sweep import MeasurementWarning, Run
 from detbench.slo import missed
 from detbench.verdict import FEW_REQUESTS, few_requests, verdict_of
 

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from detbench.report.pooled import pooled
-from detbench.results import BASELINE, Audit, Comparison, ImplementationInfo, Memory, OpenLoop, Run, Sweep, Times
+from detbench.results.loads import OpenLoop, Times
+from detbench.results.quality import Audit, Comparison
+from detbench.results.sweep import BASELINE, ImplementationInfo, Memory, Run, Sweep
 from detbench.statistics.percentiles import Percentile
 from detbench.statistics.ratios import Ratio, paired_ratio
 from detbench.verdict import FEW_REQUESTS

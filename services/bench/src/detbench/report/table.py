@@ -20,7 +20,8 @@ from detbench.report.rows import (
     rows_of,
     uncertain_line,
 )
-from detbench.results import Comparison, Environment, Settings, Sweep
+from detbench.results.quality import Comparison
+from detbench.results.sweep import Environment, Settings, Sweep
 
 
 def terminal_table(sweep: Sweep) -> Table:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from detbench.errors import DetbenchError
 from detbench.report.rows import Column
-from detbench.results import Load, Run, Sweep
+from detbench.results.loads import Load
+from detbench.results.sweep import Run, Sweep
 from detbench.statistics.ratios import Ratio, differs, reports_ratio
 
 COLUMNS = (

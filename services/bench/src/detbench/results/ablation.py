@@ -7,7 +7,9 @@ from pydantic import Field
 
 from detbench.api.schemas import ModelWeights
 from detbench.host import CpuShares
-from detbench.results import Comparison, Environment, ImplementationInfo, Memory, Record
+from detbench.results.quality import Comparison
+from detbench.results.record import Record
+from detbench.results.sweep import Environment, ImplementationInfo, Memory
 
 
 class Gain(Record):

@@ -6,7 +6,9 @@ from typing import Literal
 from pydantic import Field
 
 from detbench.api.schemas import ModelWeights
-from detbench.results import Environment, ImplementationInfo, Objective, OpenLoop, Record, Run
+from detbench.results.loads import Objective, OpenLoop
+from detbench.results.record import Record
+from detbench.results.sweep import Environment, ImplementationInfo, Run
 
 Outcome = Literal["passed", "failed", "unusable"]
 Ending = Literal["precision", "none", "max-rate", "generator", "time", "probes", "failure"]
