@@ -140,7 +140,7 @@ def test_a_loss_of_more_than_a_point_of_map_is_not_tolerated(tmp_path: Path):
     assert comparison.tolerance is not None
     (reason,) = comparison.tolerance.reasons
     assert reason.startswith("second: mAP 0.9")
-    assert reason.endswith("more than 0.01 below the reference's 1.000")
+    assert reason.endswith("more than 0.01 below the reference's 1.0000")
 
 
 def test_held_to_their_limits_all_keep_to_the_tolerance(detbench, tmp_path: Path, capsys):

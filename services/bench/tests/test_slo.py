@@ -102,13 +102,16 @@ def test_the_answer_is_the_fastest_that_holds_the_limits(tmp_path: Path):
 
 
 def test_a_run_that_misses_a_limit_ends_with_status_3(detbench, photo_dir: Path, tmp_path: Path, capsys):
-    with ScriptedServer(lambda number, since_s: (0.05, "error" if number % 10 == 3 else "good")) as server:
-        command = ("run", "--host", server.host, "--implementations", "scripted", "--warmup", "1", "--users", "2")
-        command = (*command, "--dataset", photo_dir, "--duration", "1")
-        assert detbench(*command, "--slo", "p50=40s", "--slo", "errors=50%") == 0
-        assert "met" in capsys.readouterr().out
-        assert detbench(*command, "--slo", "p50=40s", "--slo", "errors=2%", "--slo", "p99=40s") == 3
-    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs").glob("*-single/results.json"))]
+    def run_with(*limits: str) -> int:
+        with ScriptedServer(lambda number, since_s: (0.05, "error" if number % 10 == 3 else "good")) as server:
+            command = ("run", "--host", server.host, "--implementations", "scripted", "--warmup", "1", "--users", "2")
+            slo = [part for limit in limits for part in ("--slo", limit)]
+            return detbench(*command, "--dataset", photo_dir, "--duration", "1", *slo)
+
+    assert run_with("p50=40s", "errors=50%") == 0
+    assert "met" in capsys.readouterr().out
+    assert run_with("p50=40s", "errors=2%", "p99=40s") == 3
+    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "outputs").glob("*-single*/results.json"))]
     (missing,) = found[-1]["runs"]
     assert [(each["objective"]["figure"], each["seen"]) for each in missing["missed"]][1] == ("p99", "Infinity")
     assert "p99 ∞" in capsys.readouterr().out
