@@ -19,7 +19,9 @@ MODEL_SET ?=
 DATASET ?=
 SUBJECT = $(if $(MODEL_SET),--model-set $(MODEL_SET)) $(if $(DATASET),--dataset $(DATASET))
 USERS ?= 1 4
-DURATION ?= 20
+DURATION ?= 8
+# Rounds, A B and B A: without a second one nothing is known of the noise.
+REPEATS ?= 2
 IMPLEMENTATIONS ?= baseline invalid fastest
 # Two at a time: much of a test of the server is its start, which keeps one core busy. Threads of torch that wait for
 # work otherwise spin on the cores that the other process needs: 0.87 of the time.
@@ -44,7 +46,7 @@ install: $(VENV)/.installed ## install everything into .venv
 
 bench: install ## measure baseline, invalid and fastest on this machine, and report (outputs/<run>/report.html)
 	$(BIN)/detbench run --compare-outputs --implementations $(IMPLEMENTATIONS) $(SUBJECT) \
-	  --users $(USERS) --duration $(DURATION)
+	  --users $(USERS) --duration $(DURATION) --repeats $(REPEATS) --warmup 2
 
 # A PYTHON from outside is taken as it is, with everything importable.
 gpu-bench: $(if $(filter file,$(origin PYTHON)),install) ## parity, ablation and load of every implementation in one session, see scripts/gpu-bench
@@ -108,7 +110,7 @@ logs: ## follow the stack's logs
 	$(COMPOSE) logs --follow --tail 50
 
 bench-stack: ## the sweep in the stack, seen in Grafana; results in the volume `outputs` (make outputs)
-	$(COMPOSE) run --rm --use-aliases bench $(SUBJECT) --users $(USERS) --duration $(DURATION)
+	$(COMPOSE) run --rm --use-aliases bench $(SUBJECT) --users $(USERS) --duration $(DURATION) --repeats $(REPEATS)
 
 outputs: ## copy reports and references out of the stack into outputs/
 	$(COMPOSE) cp locust-master:/outputs/. outputs/

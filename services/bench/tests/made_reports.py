@@ -118,6 +118,7 @@ def sweep(**changes: object) -> Sweep:
             dataset="sample",
             images=2,
             compare_outputs=True,
+            keep_requests=False,
             concurrency=1,
             max_map_loss=0.01,
             host="http://127.0.0.1:8000",

@@ -161,7 +161,7 @@ def test_a_slot_that_was_not_sent_is_an_infinite_latency_and_no_service():
     bench = Bench()
     for number in range(9):
         bench.request(100 + number, 0.1)
-    bench.recorder.drop()
+    bench.recorder.drop(0.0)
     load = bench.load()
     assert account(load) == (10, 9, 0, 1)
     assert load.latency is not None
@@ -211,7 +211,7 @@ def test_processes_add_up_to_what_one_would_have_counted():
                 100 + number / 6, 0.01 * number, "HTTP 500" if number % 20 == 9 else None, late_s=number / 1e4
             )
     for bench in (whole, parts[1]):
-        bench.recorder.drop()
+        bench.recorder.drop(0.0)
     one, sum_ = whole.load(), load_of(merged([part.tally() for part in parts]), OPEN)
     assert sum_.generator_cpu_percent == [5, 5, 5]
     for name in Load.model_fields.keys() - {"generator_cpu_percent", "latency", "service", "series", "stages_ms"}:

@@ -1,11 +1,13 @@
 """The verdict on a run and its exit status, runs that are lengthened, and runs that are resumed after a kill."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,22 @@ def test_a_run_of_another_machine_is_not_resumed(steady, detbench, photo_dir, tm
     path.write_text(json.dumps(found | {part: found[part] | {field: value}}))
     assert detbench("run", "--resume", str(path.parent)) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_every_request_is_kept_where_asked_for(detbench, photo_dir: Path, tmp_path: Path):
+    script = {3: "error"}
+    with ScriptedServer(lambda number, since_s: (0.2, script.get(number, "good"))) as server:
+        load = ("--rate", "30", "--arrivals", "constant", "--duration", "2", "--max-in-flight", "4", "--keep-requests")
+        assert detbench(*command(server, photo_dir, *load), "--processes", "2") == 0
+    (made,) = results(tmp_path / "outputs")["runs"]
+    (path,) = (tmp_path / "outputs").glob("*/requests/scripted-load1-round1.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [float(row["scheduled_s"]) for row in rows] == pytest.approx([number / 30 for number in range(60)], abs=1e-4)
+    outcomes = Counter(row["outcome"] for row in rows)
+    assert (outcomes["ok"], outcomes["dropped"]) == (made["load"]["answered"], made["load"]["dropped"])
+    assert outcomes['HTTP 500: {"detail": "broken"}'] == made["load"]["failed"] == 1
+    service_ms = [float(row["service_ms"]) for row in rows if row["outcome"] == "ok"]
+    assert sum(service_ms) / len(service_ms) == pytest.approx(made["load"]["service"]["mean_ms"], rel=0.01)
+    assert all(row["latency_ms"] == "inf" for row in rows if row["outcome"] != "ok")
+    assert all((row["sent_s"] == "") == (row["outcome"] == "dropped") for row in rows)
+    assert not list((tmp_path / "outputs").glob("*/.requests-*"))

@@ -43,7 +43,17 @@ _MAX_DURATION_S = 600.0
 
 # What --resume takes from the run.
 _OF_THE_PLAN = (
-    *("implementations", "model_set", "dataset", "max_images", "concurrency", "compare_outputs", "slo", "max_map_loss"),
+    *(
+        "implementations",
+        "model_set",
+        "dataset",
+        "max_images",
+        "concurrency",
+        "compare_outputs",
+        "keep_requests",
+        "slo",
+        "max_map_loss",
+    ),
     *("users", "rate", "steps", "trace", "arrivals", "burstiness", "seed", "max_in_flight"),
     *("duration", "until", "max_duration", "warmup", "repeats", "processes", "ablation"),
 )
@@ -131,6 +141,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LIMIT",
         help="a limit that every run must hold, several of them one by one: p99=200ms, errors=0.1%%, memory=1500MB; of "
         + ", ".join(FIGURES),
+    )
+    parser.add_argument(
+        "--keep-requests",
+        action="store_true",
+        help="write every request to requests/<implementation>-load<n>-round<n>.csv: its times, photo and outcome",
     )
     parser.add_argument("--strict", action="store_true", help="exit status 1 where the verdict on a run is invalid")
     parser.add_argument(
@@ -243,6 +258,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         dataset_name=options.dataset,
         data_dir=options.data_dir,
         compare_outputs=options.compare_outputs,
+        keep_requests=options.keep_requests,
         metrics_port=options.metrics_port,
     )
 
@@ -281,6 +297,7 @@ def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
         dataset_name=settings.dataset,
         data_dir=options.data_dir,
         compare_outputs=settings.compare_outputs,
+        keep_requests=settings.keep_requests,
         metrics_port=options.metrics_port,
     )
 

@@ -35,10 +35,10 @@ class Dispatcher:
     """Walks through slots, and gives each to the sender that became idle last, whose connection is the warmest.
 
     Args:
-        drop: called for each slot for which no sender is idle.
+        drop: called with the time of each slot for which no sender is idle.
     """
 
-    def __init__(self, drop: Callable[[], None]) -> None:
+    def __init__(self, drop: Callable[[float], None]) -> None:
         self._drop = drop
         self._idle: list[AsyncResult[Task]] = []
         self._ended = False
@@ -78,7 +78,7 @@ class Dispatcher:
             if self._idle and time.monotonic() < closes_s + _OVERTIME_S:
                 self._idle.pop().set(Task(number, due_s))
             else:
-                self._drop()
+                self._drop(due_s)
         self._ended = True
         for waiting in self._idle:
             waiting.set_exception(StopUser())

@@ -41,6 +41,7 @@ from detbench.load.dispatcher import ClosedLoopUser, Dispatcher, Sender
 from detbench.load.locustfile import export_metrics
 from detbench.load.metrics import LoadMetrics
 from detbench.load.recorder import Recorder
+from detbench.load.request_log import RequestLog
 from detbench.load.schedules import schedule_of
 from detbench.load.workload import prepare_workload
 from detbench.results.loads import ClosedLoop, Offered, OpenLoop
@@ -67,7 +68,8 @@ class Driver:
             options.data_dir,
         )
         self._answers = DistinctAnswers(MOST_BYTES // options.workers) if options.answers else None
-        self._recorder = recorder = Recorder(json.loads(options.limits), self._answers)
+        self._requests = RequestLog() if options.requests else None
+        self._recorder = recorder = Recorder(json.loads(options.limits), self._answers, self._requests)
         self._dispatcher = Dispatcher(self._drop)
         closed = isinstance(options.offered, ClosedLoop)
         self._environment = environment = Environment(
@@ -88,8 +90,8 @@ class Driver:
         self._metrics.about(options.run, str(options.offered), json.loads(options.limits))
         environment.events.request.add_listener(recorder.on_request)
 
-    def _drop(self) -> None:
-        self._recorder.drop()
+    def _drop(self, scheduled_s: float) -> None:
+        self._recorder.drop(scheduled_s)
         self._metrics.dropped()
 
     def run(self) -> None:
@@ -106,6 +108,8 @@ class Driver:
         tally = self._recorder.tally(cpu_percent, self._options.drain)
         if self._answers is not None:
             self._answers.write(self._options.answers)
+        if self._requests is not None:
+            self._requests.write(self._options.requests)
         _say(tally=tally.model_dump(mode="json"))
 
     def _closed_loop(self, runner: Runner, offered: ClosedLoop) -> float:
@@ -216,6 +220,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--warmup-timeout", type=float, default=600.0, help="seconds")
     parser.add_argument("--metrics-port", type=int, default=0, help="of worker 0; the others take those after it")
+    parser.add_argument("--requests", type=Path, help="folder for every request, see detbench.load.request_log")
     parser.add_argument("--run", default="", help="name of the run, for Prometheus")
     parser.add_argument("--answers", type=Path, help="folder for the different answers, see detbench.load.answers")
     parser.add_argument("--worker", type=int, default=0, help="this one's number, from 0")

@@ -8,6 +8,7 @@ from typing import Any
 
 from detbench.api.schemas import Inference
 from detbench.load.answers import DistinctAnswers
+from detbench.load.request_log import RequestLog
 from detbench.load.tally import LONGEST_S, Tally, new_histogram
 
 
@@ -46,12 +47,19 @@ class Recorder:
     Args:
         limits_s: by name, which `late` counts by.
         answers: receives the good answers to what was issued in the window; None: they are not kept.
+        requests: receives every request of the window; None: they are not kept.
     """
 
-    def __init__(self, limits_s: Mapping[str, float] | None = None, answers: DistinctAnswers | None = None) -> None:
+    def __init__(
+        self,
+        limits_s: Mapping[str, float] | None = None,
+        answers: DistinctAnswers | None = None,
+        requests: RequestLog | None = None,
+    ) -> None:
         self._limits_s = limits_s or {}
         self._late: Counter[str] = Counter()
         self._answers = answers
+        self._requests = requests
         self._warm: set[int] = set()
         self._warmed_s = 0.0
         self._window: tuple[float, float] | None = None
@@ -121,10 +129,12 @@ class Recorder:
         """Take note of a request that is sent now."""
         self._under_way.add(request)
 
-    def drop(self) -> None:
+    def drop(self, scheduled_s: float) -> None:
         """Count a slot of the window that is not sent, because no sender is idle."""
         self._issued += 1
         self._dropped += 1
+        if self._requests is not None:
+            self._requests.add(scheduled_s, None, None, "", "dropped")
 
     def on_request(
         self, response_time: float, exception: BaseException | None, context: dict[str, Any], **_: object
@@ -158,7 +168,7 @@ class Recorder:
         for request in self._under_way:
             if opened_s <= request.scheduled_s <= closes_s:
                 self._sent(request)
-                self._errors[f"no answer within {drain_s:g} s after the end of the load"] += 1
+                self._fail(request, None, f"no answer within {drain_s:g} s after the end of the load")
         self._under_way.clear()
         seconds = range(max((*self._answered_by, *self._issued_by), default=-1) + 1)
         return Tally(
@@ -194,9 +204,9 @@ class Recorder:
         latency_s = ended.answered_s - request.scheduled_s
         answer = request.answer
         if ended.error is not None or answer is None:
-            self._errors[ended.error or "no answer"] += 1
+            self._fail(request, ended.answered_s, ended.error or "no answer")
         elif latency_s > LONGEST_S:  # which the histograms do not hold
-            self._errors[f"answered after more than {LONGEST_S} s"] += 1
+            self._fail(request, ended.answered_s, f"answered after more than {LONGEST_S} s")
         else:
             self._latency.record_value(_microseconds(latency_s))
             service_s = ended.answered_s - request.sent_s
@@ -211,6 +221,13 @@ class Recorder:
             self._latency_s_by[second] += latency_s
             if self._answers is not None:
                 self._answers.add(request.photo, answer)
+            if self._requests is not None:
+                self._requests.add(request.scheduled_s, request.sent_s, ended.answered_s, request.photo)
+
+    def _fail(self, request: Request, answered_s: float | None, reason: str) -> None:
+        self._errors[reason] += 1
+        if self._requests is not None:
+            self._requests.add(request.scheduled_s, request.sent_s, answered_s, request.photo, reason)
 
     def _sent(self, request: Request) -> None:
         self._issued += 1

@@ -32,7 +32,8 @@ class LoadRequest:
     `metrics_port` while it runs, of the others on the ports after it; 0 is nowhere. `run`, the name of the run, and the
     latencies among the limits `slo` are among them; progress messages count the requests that miss each of these.
     Answers are waited for until `drain_s` after the end; the different ones are in `answers_dir` then, for
-    `detbench.load.answers.read_answers`; None: they are not kept.
+    `detbench.load.answers.read_answers`, and every request in `requests_dir`, for
+    `detbench.load.request_log.merge_requests`; None: they are not kept.
     """
 
     host: str
@@ -49,6 +50,7 @@ class LoadRequest:
     run: str = ""
     slo: tuple[Objective, ...] = ()
     answers_dir: Path | None = None
+    requests_dir: Path | None = None
 
 
 @dataclass
@@ -129,6 +131,7 @@ def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
         *("--metrics-port", str(request.metrics_port)),
         *("--run", request.run, "--limits", json.dumps(limits_s)),
         *(("--answers", str(request.answers_dir)) if request.answers_dir else ()),
+        *(("--requests", str(request.requests_dir)) if request.requests_dir else ()),
         *("--worker", str(number), "--workers", str(_processes(request)), "--await"),
     ]
     with (

@@ -10,6 +10,7 @@ from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
 from detbench.host import CpuWatch
+from detbench.load.request_log import merge_requests
 from detbench.measure.cache_check import check_cache
 from detbench.measure.generators import LoadRequest
 from detbench.measure.lengthening import Until, run_until
@@ -51,6 +52,7 @@ class Plan:
     dataset_name: str
     data_dir: Path
     compare_outputs: bool
+    keep_requests: bool
     metrics_port: int
 
 
@@ -142,8 +144,11 @@ class SweepRunner:
                 known = known.model_copy(update={"cache": check_cache(server.client, status.name, subject.model_set)})
                 self._keep(known)
             for offered in left:
-                with TemporaryDirectory(prefix=".answers-", dir=self._run_dir) as answers:
-                    run = self._add_run(server, status.name, offered, number, Path(answers))
+                with (
+                    TemporaryDirectory(prefix=".answers-", dir=self._run_dir) as answers,
+                    TemporaryDirectory(prefix=".requests-", dir=self._run_dir) as requests,
+                ):
+                    run = self._add_run(server, status.name, offered, number, Path(answers), Path(requests))
                 if run.verdict == "failed" and not server.alive():
                     return
             if uncompared and self._reference is not None:
@@ -160,7 +165,13 @@ class SweepRunner:
         return next(info for info in self._sweep.implementations if info.name == name)
 
     def _add_run(
-        self, server: Server, implementation: str, offered: ClosedLoop | OpenLoop, number: int, answers_dir: Path
+        self,
+        server: Server,
+        implementation: str,
+        offered: ClosedLoop | OpenLoop,
+        number: int,
+        answers_dir: Path,
+        requests_dir: Path,
     ) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
         what = f"{implementation}, {offered}{self._in_round(number)}"
@@ -188,6 +199,7 @@ class SweepRunner:
             run=self._run_dir.name,
             slo=plan.slo,
             answers_dir=answers_dir if self._reference else None,
+            requests_dir=requests_dir if plan.keep_requests else None,
         )
         try:
             server.client.reset_peaks()
@@ -207,6 +219,9 @@ class SweepRunner:
         if self._reference is not None and run.measured:
             self._progress.doing(f"{what}: comparing the answers")
             run = audited(run, answers_dir, self._reference.outputs_of(plan.subject.dataset.photos), info)
+        if plan.keep_requests and run.load is not None:
+            place = plan.offered.index(offered) + 1
+            merge_requests(requests_dir, self._run_dir / "requests" / f"{implementation}-load{place}-round{number}.csv")
         self._update(runs=[*self._sweep.runs, run])
         push_runs([each for each in self._sweep.runs if each.implementation == implementation], plan.slo)
         if run.verdict == "failed":
@@ -288,6 +303,7 @@ def _new_sweep(
             dataset=plan.dataset_name,
             images=len(plan.subject.dataset.photos),
             compare_outputs=plan.compare_outputs,
+            keep_requests=plan.keep_requests,
             concurrency=plan.subject.concurrency,
             max_map_loss=plan.subject.max_map_loss,
             host=host,

@@ -48,6 +48,7 @@ class Settings(Record):
     dataset: str
     images: int
     compare_outputs: bool
+    keep_requests: bool
     concurrency: int = Field(description="requests in flight while outputs are compared")
     max_map_loss: float = Field(description="of what does not claim to be exact, where images are annotated")
     host: str | None = Field(
