@@ -109,6 +109,17 @@ def test_the_sentence_names_both_ends_and_the_ratio_to_baseline():
     )
 
 
+def test_where_the_time_was_too_short_the_ratio_is_an_interval():
+    rough = capacity(
+        "baseline", [probe(8.0, "passed"), probe(16.0, "failed", "p99 900 ms", p50_ms=600.0)], 0, 1, "time"
+    )
+    made = capacities(rough, FASTEST)
+    # 34.2 / 16 to 35.1 / 8
+    assert answer_of(made).endswith("p99 312 ms); 2.14 to 4.39 times baseline (8.00).")
+    assert rows_of(made)[1][3] == "4.28× [2.14, 4.39]"
+    assert rows_of(made)[0][4] == "no"
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
@@ -124,7 +135,7 @@ def test_the_sentence_names_both_ends_and_the_ratio_to_baseline():
         ),
         (
             capacity("fastest", [probe(0.5, "failed", "p99 900 ms", True, 600.0)], None, 0, "none"),
-            "fastest holds p99 ≤ 200 ms and errors ≤ 0.1 % at no rate that was tried (failed at 0.50: p99 900 ms).",
+            "fastest holds p99 ≤ 200 ms and errors ≤ 0.1 % at no rate that was tried (failed at 0.500: p99 900 ms).",
         ),
         (capacity("fastest", [], None, None, "failure"), "fastest was not measured."),
         (capacity("fastest", [], None, None, None), "No capacity has been found yet."),

@@ -23,6 +23,8 @@ _SENT_LATE = "sent-late"
 _SOME_RANK = 90.0
 # A latency that drifts up by less is no queue that grows: the search is not that precise.
 _MOST_BEHIND = 0.01
+# Of the number of requests in flight, above which it is not by chance.
+_DEVIATIONS = 3.0
 # p99.9 is as far as percentiles are told.
 _HIGHEST_RANK = 99.9
 
@@ -48,9 +50,7 @@ def outcome_of(run: Run, slo: Sequence[Objective]) -> tuple[Outcome, str]:
         return "failed", run.reason or ""
     doubts = {each.code: each for each in run.warnings if each.invalidates}
     overload = [doubts["dropped"].message] if "dropped" in doubts else []
-    if "rate-not-achieved" in doubts and _unanswered_s(load) > max(
-        (each.limit / 1e3 for each in slo if each.is_latency), default=0.0
-    ):
+    if "rate-not-achieved" in doubts and _unanswered(load) > _on_its_way(load, slo):
         overload.append(doubts["rate-not-achieved"].message)
     if "latency-drifts" in doubts and _behind(load) > _MOST_BEHIND:
         overload.append(doubts["latency-drifts"].message)
@@ -111,10 +111,20 @@ def _rank_of(objective: Objective) -> float:
     return 100.0 if objective.figure == "max" else float(objective.figure.removeprefix("p"))
 
 
-def _unanswered_s(load: Load) -> float:
-    """Seconds of the offered load that were without an answer at the end of the window."""
-    assert load.offered_rps is not None
-    return (load.offered_rps - load.rps) * load.window_s / load.offered_rps
+def _unanswered(load: Load) -> float:
+    """Requests without a good answer at the end of the window."""
+    return load.issued - load.rps * load.window_s
+
+
+def _on_its_way(load: Load, slo: Sequence[Objective]) -> float:
+    """Requests that may be in flight at the end of a window in which every limit is held, and one more.
+
+    By Little's law they are at most the rate times the longest limit in the mean; three standard deviations of a
+    Poisson number above it are chance.
+    """
+    longest_s = max((each.limit / 1e3 for each in slo if each.is_latency), default=0.0)
+    mean = load.issued / load.window_s * longest_s
+    return mean + _DEVIATIONS * math.sqrt(mean) + 1
 
 
 def _behind(load: Load) -> float:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from detbench.results.capacity import Capacities, Capacity, Probe
 from detbench.results.loads import Objective, OpenLoop
 from detbench.results.sweep import BASELINE
 from detbench.slo import figure_of
+from detbench.verdict import FEW_REQUESTS
 
 _BEFORE = (
     Column("implementation", "way of running the models", numeric=False),
@@ -37,11 +39,14 @@ _ENDINGS = {
     "none": "no rate passes",
     "max-rate": "passes at --max-rate",
     "generator": "not the server was the limit",
-    "time": "time over",
+    "time": "time over (--max-duration)",
     "probes": "probes used up",
     "failure": "broken off by a problem",
     None: "not ended",
 }
+
+# Of a load by itself it is --duration.
+_LONGER = "raise --max-duration, which all probes share"
 
 PROBE_COLUMNS = (
     Column("implementation", "way of running the models", numeric=False),
@@ -157,7 +162,8 @@ def notes_of(capacities: Capacities) -> list[str]:
             notes.append(f"{name} at {rps(each.failed.rate)} requests/s {each.failed.outcome}: {each.failed.reason}")
         if each.passed:
             notes += [
-                f"{name} at {rps(each.passed.rate)} requests/s: {doubt.message}; {doubt.remedy} ({doubt.code})"
+                f"{name} at {rps(each.passed.rate)} requests/s: {doubt.message}; "
+                f"{_LONGER if doubt.code == FEW_REQUESTS else doubt.remedy} ({doubt.code})"
                 for doubt in each.passed.run.warnings
                 if doubt.invalidates
             ]
@@ -199,6 +205,8 @@ def capacity_csv(capacities: Capacities) -> str:
 
 def rps(rate: float) -> str:
     """A rate: three digits at least."""
+    if rate < 0.9995:
+        return f"{rate:.3f}"
     return f"{rate:.2f}" if rate < 9.995 else f"{rate:.1f}" if rate < 99.95 else f"{rate:,.0f}"
 
 
@@ -231,28 +239,40 @@ def _figure(objective: Objective, probe: Probe | None) -> str:
     return text if percentile is None or percentile.certified else f"({text})"
 
 
-def _baseline(capacity: Capacity, capacities: Capacities) -> Capacity | None:
-    """Baseline's capacity, where both are known."""
-    baseline = [each for each in capacities.capacities if each.implementation.name == BASELINE and each.passed]
-    return baseline[0] if baseline and capacity.passed else None
+def _ratio(capacity: Capacity, capacities: Capacities) -> tuple[float, float, float] | None:
+    """How many times baseline's the capacity is, and the least and the most that the rates which failed leave open.
+
+    0 and infinity where a rate that failed is not known; None where one of the two has no capacity.
+    """
+    baseline = next((each for each in capacities.capacities if each.implementation.name == BASELINE), None)
+    if baseline is None or baseline.passed is None or capacity.passed is None:
+        return None
+    passed, failed = capacity.passed.rate, capacity.failed.rate if capacity.failed else math.inf
+    if capacity is baseline:
+        return 1.0, 1.0, 1.0
+    low = 0.0 if baseline.at_least or baseline.failed is None else passed / baseline.failed.rate
+    return passed / baseline.passed.rate, low, math.inf if capacity.at_least else failed / baseline.passed.rate
 
 
 def _versus(capacity: Capacity, capacities: Capacities) -> str:
-    baseline = _baseline(capacity, capacities)
-    if baseline is None or baseline.passed is None or capacity.passed is None:
+    found = _ratio(capacity, capacities)
+    if found is None:
         return "–"
-    ratio = f"{capacity.passed.rate / baseline.passed.rate:.2f}×"
-    if capacity is baseline or not (capacity.failed and baseline.failed) or capacity.at_least or baseline.at_least:
-        return ratio
-    low, high = capacity.passed.rate / baseline.failed.rate, capacity.failed.rate / baseline.passed.rate
-    return f"{ratio} [{low:.2f}, {high:.2f}]"
+    ratio, low, high = found
+    return f"{ratio:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if 0 < low < high < math.inf else "")
 
 
 def _times_baseline(capacity: Capacity, capacities: Capacities) -> str:
-    baseline = _baseline(capacity, capacities)
-    if baseline is None or baseline is capacity or baseline.passed is None or capacity.passed is None:
+    """The ratio, as the end of a sentence: one figure where both brackets are narrow, else the least and the most."""
+    found = _ratio(capacity, capacities)
+    if found is None or capacity.implementation.name == BASELINE:
         return ""
-    return f"; {capacity.passed.rate / baseline.passed.rate:.3g} times baseline ({rps(baseline.passed.rate)})"
+    ratio, low, high = found
+    baseline = capacities.of(BASELINE).passed
+    assert baseline is not None
+    wide = high > (1 + 2 * capacities.settings.precision) ** 2 * low
+    times = f"{low:.3g} to {high:.3g}" if wide and 0 < low < high < math.inf else f"{ratio:.3g}"
+    return f"; {times} times baseline ({rps(baseline.rate)})"
 
 
 def _record(capacities: Capacities, capacity: Capacity, number: int, probe: Probe) -> dict[str, object]:

@@ -57,6 +57,8 @@ def _latency(capacities: Capacities) -> str:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         plain_numbers(axes.yaxis)
         scale(axes.set_xscale, axes.xaxis, [probe.rate for probe in probes])
+        if axes.get_xscale() == "log":
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         for capacity, colour in zip(capacities.capacities, itertools.cycle(PALETTE), strict=False):
             for probe in capacity.probes:
                 marker, fill = _mark(drawn, probe)
