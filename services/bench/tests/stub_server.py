@@ -40,7 +40,7 @@ class StubServer:
     implementation. `first_loads` are the implementations whose next load is the first on this machine. `refusals` are
     (status, detail) by the end of a path, `device` torch's name of it. `calls` are the paths of every POST, with the
     query of those to /time. `port` is 0 for any that is free. Memory is EMPTY_MB and LOADED_MB for each implementation
-    that is loaded, its peak PEAK_MB more.
+    that is loaded, its peak PEAK_MB more. `infer_times_s` is when each request to /infer came, CLOCK_MONOTONIC.
     """
 
     def __init__(self, *entries: dict[str, Any], port: int = 0) -> None:
@@ -54,6 +54,7 @@ class StubServer:
         self.infer_s = self.load_s = 0.0
         self.device = "cuda:0"
         self.in_flight = self.most_in_flight = 0
+        self.infer_times_s: list[float] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -156,6 +157,7 @@ class StubServer:
 
     def _infer(self, name: str) -> object:
         with self._lock:
+            self.infer_times_s.append(time.monotonic())
             self.in_flight += 1
             batch_size = self.in_flight
             self.most_in_flight = max(self.most_in_flight, self.in_flight)

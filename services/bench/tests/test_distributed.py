@@ -4,9 +4,12 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from stub_server import StubServer, entry
 
@@ -99,3 +102,59 @@ print(told)
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert printed.stdout.strip() == "['detbench_give_up']", printed.stderr
+
+
+# ── The open loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_loop(
+    stub: StubServer, data_dir: Path, folder: Path, *options: str, kill_one_after_s: float | None = None
+) -> tuple[list[dict], str]:
+    """The master's statistics of an open loop with 20 senders, and its log."""
+    environment = os.environ | {
+        "BENCHMARK_IMPLEMENTATION": "slow",
+        "BENCHMARK_MODEL_SET": "single",
+        "BENCHMARK_DATA_DIR": str(data_dir),
+        "BENCHMARK_MAX_IMAGES": "1",
+    }
+    (folder / "locustfile.py").write_text(LOCUSTFILE + "locust.runners.HEARTBEAT_INTERVAL = 0.5\n")
+    port = str(free_port())
+    locust = [sys.executable, "-m", "locust", "-f", str(folder / "locustfile.py"), "--host", stub.host, *options]
+    bind = ("--master-port", port, "--master-bind-port", port)
+    load = ("--headless", "-u", "20", "-r", "20", "--csv", str(folder / "load"), "--only-summary", *bind)
+    process = subprocess.Popen([*locust, *load], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        if kill_one_after_s is not None:
+            while not (stub.infer_times_s and time.monotonic() - stub.infer_times_s[0] > kill_one_after_s):
+                assert process.poll() is None
+                time.sleep(0.1)
+            psutil.Process(process.pid).children()[0].kill()
+        _, log = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return list(csv.DictReader((folder / "load_stats.csv").open())), log
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "3")], ids=["alone", "three workers"])
+def test_locust_sends_a_schedule_that_its_workers_share(stub, data_dir, tmp_path: Path, processes: tuple[str, ...]):
+    rows, log = open_loop(stub, data_dir, tmp_path, "--rate", "40", "--arrivals", "constant", "-t", "6s", *processes)
+    assert "Traceback" not in log
+    first_s, *_, last_s = sorted(stub.infer_times_s)
+    # What waits for a core on a busy machine is caught up with; a burst would be all 20 senders at once.
+    assert len(stub.infer_times_s) == pytest.approx(40 * (last_s - first_s), rel=0.1)
+    assert sum(time_s < first_s + 1 for time_s in stub.infer_times_s) < 55
+    assert int(rows[-1]["Request Count"]) == pytest.approx(len(stub.infer_times_s), rel=0.1)
+
+
+def test_a_schedule_goes_on_at_its_rate_when_a_worker_is_killed(stub, data_dir, tmp_path: Path):
+    constant = ("--rate", "40", "--arrivals", "constant", "-t", "20s", "--processes", "2")
+    _, log = open_loop(stub, data_dir, tmp_path, *constant, kill_one_after_s=2)
+    assert "1 of 2 workers are gone: their share was not sent until now" in log
+    times_s = np.array(sorted(stub.infer_times_s))
+    of_the_last_3_s = times_s[times_s > times_s[-1] - 3]
+    assert len(of_the_last_3_s) == pytest.approx(120, rel=0.15)
+
+
+def test_a_schedule_that_contradicts_itself_is_no_load(stub, data_dir, tmp_path: Path):
+    _, log = open_loop(stub, data_dir, tmp_path, "--rate", "40", "--steps", "1s:5", "-t", "5s")
+    assert "no load: --rate and --steps exclude each other" in log

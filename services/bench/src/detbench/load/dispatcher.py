@@ -1,19 +1,14 @@
 """The open loop: a dispatcher hands each slot of a schedule, at its time, to an idle sender."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import gevent
 from gevent.event import AsyncResult
-from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.exception import StopUser
 
-from detbench.load.locustfile import DetectorUser
-from detbench.load.recorder import Recorder, Request
-from detbench.load.schedules import Slot, photo_of
-from detbench.load.workload import Workload
+from detbench.load.schedules import Slot
 
 # gevent's timers are late by up to a millisecond, because epoll's timeouts are whole ones.
 _TIMER_LATE_S = 1e-3
@@ -36,9 +31,11 @@ class Dispatcher:
 
     Args:
         drop: called with the time of each slot for which no sender is idle.
+        seed: of the photos that the slots carry, see `photo_of`.
     """
 
-    def __init__(self, drop: Callable[[float], None]) -> None:
+    def __init__(self, drop: Callable[[float], None], seed: int) -> None:
+        self.seed = seed
         self._drop = drop
         self._idle: list[AsyncResult[Task]] = []
         self._ended = False
@@ -93,29 +90,3 @@ def _wait_until(due_s: float, yielding: bool) -> None:
     gevent.sleep(max(0.0, left_s - _TIMER_LATE_S))
     while time.monotonic() < due_s:
         gevent.sleep(0)
-
-
-class ClosedLoopUser(DetectorUser):
-    """A user of a closed loop whose requests are counted."""
-
-    def sending(self, request: Request) -> None:
-        """Count it."""
-        recorder: Recorder = self.environment.recorder
-        recorder.sending(request)
-
-
-class Sender(ClosedLoopUser):
-    """Sends the slots that the environment's dispatcher hands out, each with the photo of its number."""
-
-    def on_start(self) -> None:
-        """Connect, so that no slot's latency holds it, nor do all connect at once when the load begins."""
-        super().on_start()
-        self._dispatcher: Dispatcher = self.environment.dispatcher
-        self._seed: int = self.environment.seed
-        with contextlib.suppress(*FAILURE_EXCEPTIONS):  # told by the requests
-            _ = self.client.client.urlopen(f"{self.host}/health").content
-
-    def send_next(self, workload: Workload) -> None:
-        """Send one slot, at its time."""
-        number, scheduled_s = self._dispatcher.next_task()
-        self.send(workload.images[photo_of(number, len(workload.images), self._seed)], workload, scheduled_s)

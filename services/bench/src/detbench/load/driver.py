@@ -37,10 +37,10 @@ from pydantic import TypeAdapter
 
 from detbench.errors import DetbenchError
 from detbench.load.answers import MOST_BYTES, DistinctAnswers
-from detbench.load.dispatcher import ClosedLoopUser, Dispatcher, Sender
-from detbench.load.locustfile import export_metrics
+from detbench.load.dispatcher import Dispatcher
+from detbench.load.locustfile import DetectorUser, export_metrics
 from detbench.load.metrics import LoadMetrics
-from detbench.load.recorder import Recorder
+from detbench.load.recorder import Recorder, Request
 from detbench.load.request_log import RequestLog
 from detbench.load.schedules import schedule_of
 from detbench.load.workload import prepare_workload
@@ -48,6 +48,15 @@ from detbench.results.loads import ClosedLoop, Offered, OpenLoop
 
 _POLL_S = 0.5
 _START_IN_S = 0.1
+
+
+class CountedUser(DetectorUser):
+    """A user, or a sender, whose requests are counted."""
+
+    def sending(self, request: Request) -> None:
+        """Count it."""
+        recorder: Recorder = self.environment.recorder
+        recorder.sending(request)
 
 
 class Driver:
@@ -70,10 +79,10 @@ class Driver:
         self._answers = DistinctAnswers(MOST_BYTES // options.workers) if options.answers else None
         self._requests = RequestLog() if options.requests else None
         self._recorder = recorder = Recorder(json.loads(options.limits), self._answers, self._requests)
-        self._dispatcher = Dispatcher(self._drop)
         closed = isinstance(options.offered, ClosedLoop)
+        self._dispatcher = Dispatcher(self._drop, 0 if closed else options.offered.seed)
         self._environment = environment = Environment(
-            user_classes=[ClosedLoopUser if closed else Sender],
+            user_classes=[CountedUser],
             host=options.host,
             stop_timeout=options.drain,
             parsed_options=options,
@@ -81,8 +90,7 @@ class Driver:
         environment.workload = AsyncResult()  # type: ignore[attr-defined]
         environment.workload.set(workload)  # type: ignore[attr-defined]
         environment.recorder = recorder  # type: ignore[attr-defined]
-        environment.dispatcher = self._dispatcher  # type: ignore[attr-defined]
-        environment.seed = 0 if closed else options.offered.seed  # type: ignore[attr-defined]
+        environment.dispatcher = None if closed else self._dispatcher  # type: ignore[attr-defined]
         port = options.metrics_port and options.metrics_port + options.worker
         export_metrics(environment, port)
         self._metrics: LoadMetrics = environment.load_metrics  # type: ignore[attr-defined]
@@ -116,7 +124,7 @@ class Driver:
         """Measure `duration` from the moment when each user has had an answer; returns the CPU of it in percent."""
         options, recorder = self._options, self._recorder
         users = len(range(options.worker, offered.users, options.workers))
-        ClosedLoopUser.numbers = itertools.count(options.worker, options.workers)
+        CountedUser.numbers = itertools.count(options.worker, options.workers)
         self._sleep_until(self._agreed(ready=True) if options.wait else time.monotonic())
         runner.start(users, spawn_rate=users)
         began_s = time.monotonic()

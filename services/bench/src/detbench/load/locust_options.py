@@ -11,6 +11,7 @@ from locust.argument_parser import LocustArgumentParser
 
 from detbench.api.client import ServerClient
 from detbench.errors import ServerError
+from detbench.load.schedules import ARRIVALS
 from detbench.variables import of_variable, port, positive_int
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,25 @@ def add_options(parser: LocustArgumentParser) -> None:
         default=100,
         help="photos held in memory at most",
     )
+    for option, kind, help_text in (
+        ("rate", _rate, "open loop: requests per second, of all workers; users are the senders then; 0: a closed loop"),
+        ("burstiness", _rate, "open loop with gamma arrivals: 1 is Poisson, less comes in bursts"),
+        ("seed", int, "of arrivals and photos"),
+    ):
+        variable = f"BENCHMARK_{option.upper()}"
+        parser.add_argument(
+            f"--{option}", type=of_variable(variable, kind), env_var=variable, default=0, help=help_text
+        )
+    parser.add_argument(
+        "--arrivals",
+        env_var="BENCHMARK_ARRIVALS",
+        default="",
+        choices=["", *ARRIVALS],
+        help="open loop: how requests arrive; poisson where it is empty",
+    )
+    parser.add_argument(
+        "--steps", env_var="BENCHMARK_STEPS", default="", help='open loop: rates one after the other, "10s:5,1.5m:20"'
+    )
     parser.add_argument(
         "--data-dir",
         env_var="BENCHMARK_DATA_DIR",
@@ -59,6 +79,13 @@ def add_options(parser: LocustArgumentParser) -> None:
         help="port on which Prometheus finds the metrics of this process, 0: none; workers of --processes take the "
         "ports after it",
     )
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError("must be a number from 0")
+    return value
 
 
 def server_host(given: str | None) -> str:

@@ -7,7 +7,8 @@
 The server is at `--host`, else BENCHMARK_HOST, else http://localhost:8000; it is asked directly, whatever proxy the
 environment names. Implementation, model set, dataset and image count are options, fields of the web UI's start form
 ("Custom parameters"; the drop-downs hold what the server offers), and environment variables: BENCHMARK_IMPLEMENTATION,
-BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR.
+BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR. With `--rate` or `--steps`, fields of the
+form as well, it is an open loop: users are the senders, and all workers together send one schedule.
 
 The implementation is loaded before users are sent out: the run time and Locust's statistics begin when the load does. A
 test that cannot begin, or that had not one answer, ends with an exit status that is not 0.
@@ -31,15 +32,19 @@ import gevent
 from gevent.event import Event
 from greenlet import GreenletExit
 from locust import FastHttpUser, constant, events, stats, task
+from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
 from detbench.api.client import REFUSED_IMAGE, base_url
 from detbench.errors import DetbenchError
+from detbench.load.dispatcher import Dispatcher
 from detbench.load.locust_options import server_host
 from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
 from detbench.load.recorder import Request
+from detbench.load.schedules import photo_of, schedule_of
+from detbench.load.shared_schedule import READY, SHARE, OpenLoop, Sharing, begin_alone, report_ready, take_share
 from detbench.load.workload import Image, Workload, check_answer, load_into_server, prepare_workload, read_images
 from detbench.variables import forget_empty_variables
 
@@ -57,12 +62,15 @@ _GIVE_UP = "detbench_give_up"
 _SPAWNING_TAKES_S = 60.0
 _NEVER_S = 10**6
 
+_sharing = Sharing()
 _spawned = Event()
 _initialised = Event()
 
 
 class DetectorUser(FastHttpUser):
-    """Sends photos back to back: a closed loop. Each user starts at another photo."""
+    """Sends photos back to back, each user starting at another one: a closed loop. With the environment's `dispatcher`
+    it sends the slots of an open loop, each with the photo of its number.
+    """
 
     wait_time = constant(0)
     network_timeout = 600.0
@@ -78,6 +86,10 @@ class DetectorUser(FastHttpUser):
         self.number = next(self.numbers)
         images = self.workload.images if self.workload else ()
         self._images: Iterator[Image] = itertools.cycle(_rotate(images, self.number))
+        self._dispatcher: Dispatcher | None = self.environment.dispatcher
+        if self._dispatcher is not None:  # so that no slot's latency holds it, nor do all connect when the load begins
+            with contextlib.suppress(*FAILURE_EXCEPTIONS):  # told by the requests
+                _ = self.client.client.urlopen(f"{self.host}/health").content
 
     @task
     def infer(self) -> None:
@@ -87,8 +99,12 @@ class DetectorUser(FastHttpUser):
         self.send_next(self.workload)
 
     def send_next(self, workload: Workload) -> None:
-        """Send the next photo at once. A subclass overrides this, not the task: Locust would run both."""
-        if not self.send(next(self._images), workload):
+        """Send the next photo, in an open loop at its time. A subclass overrides this: Locust would run both tasks."""
+        if self._dispatcher is not None:
+            number, scheduled_s = self._dispatcher.next_task()
+            photo = photo_of(number, len(workload.images), self._dispatcher.seed)
+            self.send(workload.images[photo], workload, scheduled_s)
+        elif not self.send(next(self._images), workload):
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 
     def send(self, image: Image, workload: Workload, scheduled_s: float | None = None) -> bool:
@@ -157,10 +173,14 @@ def _start_process(environment: Environment) -> None:
     if metrics_port and options.processes and isinstance(runner, WorkerRunner):
         metrics_port += 1 + runner.worker_index  # a fork, with the options of the process that was started
     export_metrics(environment, metrics_port)
+    environment.events.spawning_complete.add_listener(lambda **_: gevent.spawn(_begin_open_loop, environment))
     environment.prepared = False  # type: ignore[attr-defined]
+    environment.dispatcher = environment.open_loop = None  # type: ignore[attr-defined]
     if isinstance(runner, MasterRunner):
         runner.register_message(_GIVE_UP, give_up, concurrent=True)
+        runner.register_message(READY, _sharing.on_ready)
     if isinstance(runner, WorkerRunner):
+        runner.register_message(SHARE, take_share)
         gevent.spawn(_read_ahead, options)
     elif options.headless or options.autostart:
         environment.workload = gevent.spawn(_prepared, environment)  # type: ignore[attr-defined]
@@ -177,6 +197,7 @@ def prepare_test(environment: Environment, **_: Any) -> None:
     """
     _initialised.wait()  # a worker is connected before it is, and its master may be quicker
     _spawned.clear()
+    _sharing.begin()
     prepared, environment.prepared = environment.prepared, False  # type: ignore[attr-defined]
     environment.process_exit_code = None
     held = _hold_run_time(environment)
@@ -198,6 +219,9 @@ def stop_preparing(environment: Environment, **_: Any) -> None:
     preparing = getattr(environment, "workload", None)
     if isinstance(preparing, gevent.Greenlet):
         preparing.kill(block=False)
+    open_loop: OpenLoop | None = getattr(environment, "open_loop", None)
+    if open_loop is not None:
+        open_loop.end()
 
 
 @events.spawning_complete.add_listener
@@ -239,13 +263,39 @@ def _prepared(environment: Environment) -> Workload | DetbenchError:
     assert options is not None
     environment.load_metrics.target(options.implementation, options.model_set)  # type: ignore[attr-defined]
     what = (options.implementation, options.model_set)
+    environment.dispatcher = environment.open_loop = None  # type: ignore[attr-defined]
     try:
+        if options.rate or options.steps or options.arrivals or options.burstiness:
+            _prepare_open_loop(environment, options)
         host = environment.host = base_url(server_host(environment.host))
         if isinstance(environment.runner, MasterRunner):
             return Workload(*what, load_into_server(host, *what), images=())
         return prepare_workload(host, *what, options.dataset, options.max_images, Path(options.data_dir))
     except DetbenchError as error:
         return error
+
+
+def _prepare_open_loop(environment: Environment, options: argparse.Namespace) -> None:
+    # What is empty, or 0, in the start form is not given.
+    given = {name: getattr(options, name) or None for name in ("rate", "arrivals", "burstiness", "steps")}
+    schedule = schedule_of(**given, seed=options.seed)
+    metrics: LoadMetrics = environment.load_metrics  # type: ignore[attr-defined]
+    open_loop = OpenLoop(schedule, options.seed, lambda _: metrics.dropped())
+    environment.open_loop = open_loop  # type: ignore[attr-defined]
+    environment.dispatcher = open_loop.dispatcher  # type: ignore[attr-defined]
+
+
+def _begin_open_loop(environment: Environment) -> None:
+    """Send, or have sent, the schedule when everything is ready; again when the number of users has changed."""
+    environment.workload.join()  # type: ignore[attr-defined]
+    if environment.open_loop is None:  # type: ignore[attr-defined]
+        return
+    if isinstance(environment.runner, MasterRunner):
+        _sharing.watch(environment)
+    elif isinstance(environment.runner, WorkerRunner):
+        report_ready(environment)
+    else:
+        begin_alone(environment)
 
 
 def _read_ahead(options: argparse.Namespace) -> None:
