@@ -7,8 +7,8 @@
 The server is at `--host`, else BENCHMARK_HOST, else http://localhost:8000; it is asked directly, whatever proxy the
 environment names. Implementation, model set, dataset and image count are options, fields of the web UI's start form
 ("Custom parameters"; the drop-downs hold what the server offers), and environment variables: BENCHMARK_IMPLEMENTATION,
-BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR. With `--rate` or `--steps`, fields of the
-form as well, it is an open loop: users are the senders, and all workers together send one schedule.
+BENCHMARK_MODEL_SET, BENCHMARK_DATASET, BENCHMARK_MAX_IMAGES, BENCHMARK_DATA_DIR. With `--rate` or `--steps`, fields of
+the form as well, it is an open loop: users are the senders, and all workers together send one schedule.
 
 The implementation is loaded before users are sent out: the run time and Locust's statistics begin when the load does. A
 test that cannot begin, or that had not one answer, ends with an exit status that is not 0.
