@@ -85,12 +85,14 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 from detbench.load.locustfile import note_spawned, prepare_test, start_process
 options = argparse.Namespace(implementation="slow", model_set="single", dataset="sample", max_images=1,
-                             data_dir={str(data_dir)!r}, metrics_port=0, processes=None)
+                             data_dir={str(data_dir)!r}, metrics_port=0, processes=None, rate=0, steps="",
+                             arrivals="", burstiness=0)
 environment = Environment(parsed_options=options, host={stub.host!r})
 environment.runner = WorkerRunner.__new__(WorkerRunner)  # without a master
 environment.runner.greenlet = None
 told = []
 environment.runner.send_message = told.append
+environment.runner.register_message = lambda *_: None
 start_process(environment)
 prepare_test(environment)
 gevent.sleep(1)  # it was refused, and waits until all users are there
@@ -137,7 +139,7 @@ def open_loop(
 
 @pytest.mark.parametrize("processes", [(), ("--processes", "3")], ids=["alone", "three workers"])
 def test_locust_sends_a_schedule_that_its_workers_share(stub, data_dir, tmp_path: Path, processes: tuple[str, ...]):
-    rows, log = open_loop(stub, data_dir, tmp_path, "--rate", "40", "--arrivals", "constant", "-t", "6s", *processes)
+    rows, log = open_loop(stub, data_dir, tmp_path, "--rate", "40", "--arrivals", "constant", "-t", "10s", *processes)
     assert "Traceback" not in log
     first_s, *_, last_s = sorted(stub.infer_times_s)
     # What waits for a core on a busy machine is caught up with; a burst would be all 20 senders at once.
