@@ -20,7 +20,8 @@ from detbench.results.loads import ClosedLoop, Load, OpenLoop
 from detbench.statistics.percentiles import percentiles
 from detbench.verdict import doubts_of
 
-# What the calculation leaves out: the way there and back over loopback, the reading and writing of HTTP on both sides.
+# What the calculation leaves out: the way there and back over loopback, the reading and writing of HTTP on both sides;
+# of answers that are due at once for each of them, since both sides are Python and go through them one by one.
 UNCOUNTED_MS = 2.0
 
 
@@ -60,16 +61,16 @@ def measured(
 
 
 @pytest.mark.parametrize(
-    ("script", "workers", "rate", "duration_s", "processes"),
+    ("script", "workers", "rate", "duration_s", "processes", "at_once"),
     [
-        pytest.param(constantly(0.02), None, 60.0, 3.0, 1, id="constant", marks=pytest.mark.slow),
-        pytest.param(bimodal, None, 60.0, 3.0, 1, id="bimodal"),
-        pytest.param(stalling, None, 60.0, 4.0, 2, id="a stall, two processes"),
-        pytest.param(constantly(0.1), 1, 20.0, 2.0, 1, id="twice what it can"),
+        pytest.param(constantly(0.02), None, 60.0, 3.0, 1, 1, id="constant", marks=pytest.mark.slow),
+        pytest.param(bimodal, None, 60.0, 3.0, 1, 1, id="bimodal"),
+        pytest.param(stalling, None, 60.0, 4.0, 2, 60, id="a stall, two processes"),
+        pytest.param(constantly(0.1), 1, 20.0, 2.0, 1, 1, id="twice what it can"),
     ],
 )
 def test_latency_is_what_the_schedule_implies(
-    script: Script, workers: int | None, rate: float, duration_s: float, processes: int, photo_dir: Path
+    script: Script, workers: int | None, rate: float, duration_s: float, processes: int, at_once: int, photo_dir: Path
 ):
     schedule = schedule_of(rate=rate, seed=5)
     offered = open_loop(schedule, rate=rate, seed=5)
@@ -88,7 +89,7 @@ def test_latency_is_what_the_schedule_implies(
     waited_ms = 2 * (load.lateness.max_ms + 1e3 * server.lag_s)
     for expected, found in zip(percentiles(latencies_ms), load.latency.percentiles().values(), strict=True):
         assert found.value_ms > 0.98 * expected.value_ms
-        assert found.value_ms < 1.02 * expected.value_ms + UNCOUNTED_MS + waited_ms
+        assert found.value_ms < 1.02 * expected.value_ms + at_once * UNCOUNTED_MS + waited_ms
     if workers:  # the queue grows: latency is far above what the server takes
         assert load.latency.p50.value_ms > 4 * 100
         assert "rate-not-achieved" in [warning.code for warning in doubts_of(load, offered)]
@@ -152,12 +153,12 @@ def test_a_closed_loop_of_two_processes_has_one_window(photo_dir: Path):
 
 
 def generators() -> list[int]:
-    """Processes of the load generator that this process has started, and that have not ended."""
+    """Processes of the load generator that this process has had started, and that have not ended."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
-            if "detbench.load.driver" in child.cmdline():
-                found.append(child.pid)
+            if "detbench.load.fork_server" in child.cmdline():
+                found += [each.pid for each in child.children() if each.status() != psutil.STATUS_ZOMBIE]
     return found
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import queue
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,6 +15,7 @@ from typing import IO, Any
 from detbench.errors import ServerError
 from detbench.load.figures import load_of
 from detbench.load.tally import Tally, merged, summed
+from detbench.measure.generator_process import GeneratorProcess
 from detbench.results.loads import ClosedLoop, Load, Objective, OpenLoop
 
 # Until the start that all processes are told: what a line needs to be read in each, on a machine that is busy.
@@ -57,13 +56,12 @@ class LoadRequest:
 class _Worker:
     """One process, and what it has said so far."""
 
-    process: "subprocess.Popen[str]"
+    process: GeneratorProcess
     errors: IO[str]
     said: dict[str, Any] = field(default_factory=dict)
     tally: Tally | None = None
 
     def tell(self, time_s: float) -> None:
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, which its output tells
             self.process.stdin.write(f"{time_s!r}\n")
             self.process.stdin.flush()
@@ -117,8 +115,7 @@ def _processes(request: LoadRequest) -> int:
 def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
     """A process of the generator, which is ended after the block if it runs still."""
     limits_s = {each.figure: each.limit / 1e3 for each in request.slo if each.is_latency}
-    command = [
-        *(sys.executable, "-m", "detbench.load.driver"),
+    arguments = [
         *("--host", request.host),
         *("--implementation", request.implementation),
         *("--model-set", request.model_set),
@@ -134,20 +131,14 @@ def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
         *(("--requests", str(request.requests_dir)) if request.requests_dir else ()),
         *("--worker", str(number), "--workers", str(_processes(request)), "--await"),
     ]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            yield _Worker(process, errors)
-        finally:
-            process.terminate()
+    with tempfile.TemporaryFile("w+") as errors, GeneratorProcess(arguments, errors) as process:
+        yield _Worker(process, errors)
 
 
 def _read(worker: _Worker, messages: "queue.Queue[tuple[_Worker, str | None]]") -> None:
-    assert worker.process.stdout is not None
-    for line in worker.process.stdout:
-        messages.put((worker, line))
+    with contextlib.suppress(ValueError):  # it was closed, because the load has ended
+        for line in worker.process.stdout:
+            messages.put((worker, line))
     messages.put((worker, None))
 
 
