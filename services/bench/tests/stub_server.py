@@ -2,9 +2,11 @@
 
 import contextlib
 import http.server
+import itertools
 import json
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -36,11 +38,12 @@ class StubServer:
     """Serves `entries`; a context manager.
 
     `latencies_ms` are what `POST /time` answers by implementation, per image of a batch. `boxes` are the answer of
-    `POST /infer` by implementation, else BOX. `infer_s` is what that call takes, `load_s` the first load of an
-    implementation. `first_loads` are the implementations whose next load is the first on this machine. `refusals` are
-    (status, detail) by the end of a path, `device` torch's name of it. `calls` are the paths of every POST, with the
-    query of those to /time. `port` is 0 for any that is free. Memory is EMPTY_MB and LOADED_MB for each implementation
-    that is loaded, its peak PEAK_MB more. `infer_times_s` is when each request to /infer came, CLOCK_MONOTONIC.
+    `POST /infer` by implementation, else BOX. `infer_s` is what that call takes, `infer_times_s` when each came
+    (CLOCK_MONOTONIC), `load_s` what the first load of an implementation takes. `first_loads` are the implementations
+    whose next load is the first on this machine. `refusals` are (status, detail) by the end of a path, `device` torch's
+    name of it, `device_states` the answers of `GET /device`. `calls` are the paths of every POST, with the query of
+    those to /time. `port` is 0 for any that is free. Memory is EMPTY_MB and LOADED_MB for each implementation that is
+    loaded, its peak PEAK_MB more.
     """
 
     def __init__(self, *entries: dict[str, Any], port: int = 0) -> None:
@@ -55,6 +58,7 @@ class StubServer:
         self.device = "cuda:0"
         self.in_flight = self.most_in_flight = 0
         self.infer_times_s: list[float] = []
+        self.device_states: Iterator[dict[str, Any]] = itertools.repeat({})
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -99,6 +103,8 @@ class StubServer:
     def get(self, path: str) -> object:
         if path == "/implementations":
             return list(self.entries.values())
+        if path == "/device":
+            return next(self.device_states)
         if path == "/vram":
             return {"device": self.device} | self._memory()
         if path.startswith("/model-sets/"):

@@ -19,6 +19,7 @@ CALLS: list[tuple[str, str, tuple[str, ...], Any]] = [
     ("get", "/implementations", (), list[schemas.ImplementationStatus]),
     ("get", "/model-sets/{model_set}", (), schemas.ModelSetStatus),
     ("get", "/vram", (), schemas.VramStatus),
+    ("get", "/device", (), schemas.DeviceState),
     ("post", "/vram/reset", (), schemas.VramStatus),
     ("post", "/implementations/{implementation}/load", ("model_set",), schemas.Loaded),
     ("post", "/implementations/{implementation}/unload", ("model_set",), Any),

@@ -16,6 +16,7 @@ class FakeGpu:
 
     Attributes:
         used: by all processes.
+        clocks_event_reasons: bits of nvmlClocksEventReasons.
         processes: process id to what it uses, as NVML lists them.
         allocated, reserved, allocated_peak, reserved_peak: torch's.
     """
@@ -24,6 +25,7 @@ class FakeGpu:
         self.errors: dict[str, int] = {}
         self.uuid = "GPU-0123"
         self.used = 2
+        self.clocks_event_reasons = 0
         self.processes: dict[int, int | None] = {os.getpid(): 2}
         self.allocated = self.reserved = self.allocated_peak = self.reserved_peak = 1
         answers = {
@@ -39,6 +41,9 @@ class FakeGpu:
                 for pid, used in self.processes.items()
             ],
             "nvmlDeviceGetClockInfo": lambda *_: 1410,
+            "nvmlDeviceGetPowerUsage": lambda _: 312_500,
+            "nvmlDeviceGetTotalEnergyConsumption": lambda _: 7_000_500,
+            "nvmlDeviceGetCurrentClocksEventReasons": lambda _: self.clocks_event_reasons,
         }
         for name, answer in answers.items():
             monkeypatch.setattr(

@@ -40,6 +40,28 @@ def test_everything_is_told_where_nvml_knows_it(gpu: FakeGpu):
     assert (Nvml(GPU).driver(), Nvml(GPU).clocks_mhz()) == ("580.1", {"sm": 1410, "memory": 1410})
 
 
+@pytest.mark.parametrize(
+    ("bits", "reasons"),
+    [
+        (0, []),
+        (0x1, []),  # idle
+        (0x2, []),  # clocks that somebody has set
+        (0x4, ["power cap"]),
+        (0x8 | 0x40, ["hardware slowdown", "thermal, by hardware"]),
+        (0x20 | 0x80, ["thermal, by software", "power brake"]),
+    ],
+)
+def test_power_energy_and_why_clocks_are_lowered_are_told(gpu: FakeGpu, bits: int, reasons: list[str]):
+    gpu.clocks_event_reasons = bits
+    nvml = Nvml(GPU)
+    assert (nvml.power_w(), nvml.energy_j(), nvml.throttle_reasons()) == (312.5, 7000.5, reasons)
+
+
+def test_without_a_gpu_nothing_of_it_is_told():
+    nvml = Nvml(torch.device("cpu"))
+    assert (nvml.clocks_mhz(), nvml.power_w(), nvml.energy_j(), nvml.throttle_reasons()) == (None,) * 4
+
+
 def test_a_slice_of_a_gpu_is_found_by_its_own_uuid(gpu: FakeGpu):
     gpu.uuid = "MIG-0123"
     assert monitored(gpu).read().device_used == 2 * MB

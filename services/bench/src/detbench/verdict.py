@@ -8,7 +8,7 @@ from typing import Literal
 
 from detbench.host import CpuShares
 from detbench.results.loads import ClosedLoop, Load, Objective, OpenLoop
-from detbench.results.sweep import MeasurementWarning, Run
+from detbench.results.sweep import DeviceUse, MeasurementWarning, Run
 from detbench.slo import missed
 from detbench.statistics.drift import Trend, latency_trend, rate_trend
 
@@ -25,6 +25,9 @@ _LATE_SHARE = 0.05
 
 # Of the requests, those that may fail or be dropped: beyond it p99 is infinite.
 MOST_FAILURES = 0.01
+
+# Of the samples of a GPU, as the steal of a CPU.
+_MOST_THROTTLED = 0.05
 
 MOST_STEAL = 0.05
 """Share of the cores that the host may take away before a figure is doubted, as the contract says."""
@@ -43,7 +46,7 @@ def judged(run: Run, slo: Sequence[Objective] = ()) -> Run:
         if load.errors:
             reason += f"; most often: {max(load.errors, key=lambda error: load.errors[error])}"
         return run.model_copy(update={"verdict": "failed", "reason": reason})
-    doubts = [*doubts_of(load, run.offered, slo), *stolen(run.cpu)]
+    doubts = [*doubts_of(load, run.offered, slo), *stolen(run.cpu), *_throttled(run.device)]
     return run.model_copy(update={"verdict": verdict_of(doubts), "warnings": doubts})
 
 
@@ -69,6 +72,17 @@ def stolen(cpu: CpuShares | None) -> Iterator[MeasurementWarning]:
             code="cores-taken",
             message=f"the host of this virtual machine took {cpu.steal:.0%} of the cores away meanwhile",
             remedy="measure again when it is quiet, or on a machine of its own",
+            invalidates=True,
+        )
+
+
+def _throttled(device: DeviceUse | None) -> Iterator[MeasurementWarning]:
+    if device is not None and device.throttled is not None and device.throttled > _MOST_THROTTLED:
+        yield MeasurementWarning(
+            code="clocks-lowered",
+            message=f"the GPU had lowered its clocks in {device.throttled:.0%} of the samples: "
+            f"{', '.join(device.throttle_reasons)}",
+            remedy="see to its cooling and its power limit, or lock its clocks (nvidia-smi -lgc) for every run alike",
             invalidates=True,
         )
 

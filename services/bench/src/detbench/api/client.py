@@ -7,6 +7,7 @@ import httpx
 from pydantic import ValidationError
 
 from detbench.api.schemas import (
+    DeviceState,
     Health,
     ImplementationStatus,
     Inference,
@@ -78,6 +79,10 @@ class ServerClient:
     def vram(self) -> VramStatus:
         """Memory of the server now, and its peaks since the last reset."""
         return VramStatus.model_validate(self._call("GET", "/vram"))
+
+    def device_state(self) -> DeviceState:
+        """Clocks, power, energy and throttle reasons of the server's GPU now."""
+        return DeviceState.model_validate(self._call("GET", "/device"))
 
     def reset_peaks(self) -> None:
         """Let every peak of `vram` begin anew."""

@@ -137,6 +137,15 @@ class VramStatus(Response):
     resident_peak_mb: float | None = None
 
 
+class DeviceState(Response):
+    """The answer of `GET /device`: what the GPU does now, by NVML; None without one, and for what it does not tell."""
+
+    clocks_mhz: dict[str, int] | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    throttle_reasons: list[str] | None = None
+
+
 class Loaded(Response):
     """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
 

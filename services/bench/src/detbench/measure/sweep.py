@@ -12,6 +12,7 @@ from detbench.errors import ServerError
 from detbench.host import CpuWatch
 from detbench.load.request_log import merge_requests
 from detbench.measure.cache_check import check_cache
+from detbench.measure.device_watch import DeviceWatch
 from detbench.measure.generators import LoadRequest
 from detbench.measure.lengthening import Until, run_until
 from detbench.measure.progress import SweepProgress
@@ -203,14 +204,19 @@ class SweepRunner:
         )
         try:
             server.client.reset_peaks()
-            watch = CpuWatch()
+            watch, device = CpuWatch(), DeviceWatch(server.client)
+
+            def on_message(message: dict[str, object]) -> None:
+                self._on_message(server, what, message)
+                device.sample()
+
             load = run_until(
                 request,
                 plan.until,
-                lambda message: self._on_message(server, what, message),
+                on_message,
                 lambda line: self._progress.say(f"{what}: {line}"),
             )
-            figures = {"load": load, "cpu": watch.shares(), "memory": server.memory()}
+            figures = {"load": load, "cpu": watch.shares(), "memory": server.memory(), "device": device.use()}
             run = judged(run.model_copy(update=figures), plan.slo)
         except ServerError as error:
             run = run.model_copy(update={"reason": server.reason(error)})

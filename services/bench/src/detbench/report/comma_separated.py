@@ -48,6 +48,8 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "generator_cpu_percent": max(load.generator_cpu_percent, default=None) if load else None,
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
         **memory_fields(run.memory),
+        **_fields(run.device, ("energy_j", "power_w", "throttled")),
+        "joules_per_1000_images": run.joules_per_1000_images,
         "cpu_busy": run.cpu.busy if run.cpu else None,
         "cpu_steal": run.cpu.steal if run.cpu else None,
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),

@@ -47,8 +47,8 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
         limits=limits(sweep.settings.slo),
         verdicts=verdicts(rows),
         random_weights=[model.model_name for model in sweep.weights if model.source == "random"],
+        choice=plots.choice(sweep.settings.slo),
         plots={
-            "Throughput, latency, memory and answers": plots.choice(sweep.settings.slo),
             "Throughput": plots.throughput(),
             "Latency": plots.latency(),
             "Where the server's time goes": plots.stages(),

@@ -128,6 +128,8 @@ class Plots:
             scale(axes.set_xscale, axes.xaxis, [row.rps or 0.0 for row in shown])
             scale(axes.set_yscale, axes.yaxis, [_finite(row, figure) or 0.0 for row in shown])
             axes.margins(x=0.15, y=0.2)
+            if axes.get_yscale() == "linear":
+                axes.set_ylim(bottom=0)
             for each in limited[:1]:
                 axes.axhline(each.limit, color="black", linewidth=1, linestyle=":")
                 axes.annotate(f" {each}", (0, each.limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from detbench.load.figures import together
 from detbench.results.loads import Load, Objective
 from detbench.results.quality import Audit, Gate
-from detbench.results.sweep import MeasurementWarning, Run
+from detbench.results.sweep import DeviceUse, MeasurementWarning, Run
 from detbench.slo import missed
 from detbench.verdict import FEW_REQUESTS, few_requests, verdict_of
 
@@ -35,6 +35,7 @@ def pooled(rounds: Sequence[Run], slo: Sequence[Objective] = ()) -> Run:
             "audit": _audit([run.audit for run in rounds if run.audit]),
             "cpu": max((run.cpu for run in rounds if run.cpu), key=lambda cpu: cpu.steal, default=None),
             "memory": memory,
+            "device": _device([run.device for run in rounds if run.device]),
         }
     )
 
@@ -65,3 +66,18 @@ def _all(gates: Sequence[Gate]) -> Gate:
 
 def _each_once(reasons: Iterable[Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(reason for each in reasons for reason in each))
+
+
+def _device(rounds: Sequence[DeviceUse]) -> DeviceUse | None:
+    """Energy adds up; of clocks and throttling the worst round counts, of power the mean."""
+    if not rounds:
+        return None
+    energies = [each.energy_j for each in rounds if each.energy_j is not None]
+    powers = [each.power_w for each in rounds if each.power_w is not None]
+    worst = max(rounds, key=lambda each: each.throttled or 0.0)
+    return worst.model_copy(
+        update={
+            "energy_j": sum(energies) if len(energies) == len(rounds) else None,
+            "power_w": sum(powers) / len(powers) if powers else None,
+        }
+    )

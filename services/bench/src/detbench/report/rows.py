@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from detbench.report.pooled import pooled
 from detbench.results.loads import OpenLoop, Times
 from detbench.results.quality import Audit, Comparison
-from detbench.results.sweep import BASELINE, ImplementationInfo, Memory, Run, Sweep
+from detbench.results.sweep import BASELINE, CEILING, ImplementationInfo, Memory, Run, Sweep
 from detbench.statistics.percentiles import Percentile
 from detbench.statistics.ratios import Ratio, paired_ratio
 from detbench.verdict import FEW_REQUESTS
@@ -75,6 +75,7 @@ _SERVICE = (
     Column("service p99 (ms)", "99 of 100 requests took at most this long from when they were sent"),
 )
 _SLO_COLUMN = Column("SLO", "whether the limits that were set are held, and what is beyond them", numeric=False)
+_ENERGY_COLUMN = Column("energy (J/1,000)", "of the GPU's board for a thousand images, by NVML")
 _AFTER = (MEMORY_COLUMN, *ERROR_COLUMNS, GATE_COLUMN)
 
 
@@ -124,7 +125,8 @@ class Row:
             **dict(zip(_LATENCY, _percentiles(latency, "p50", "p90", "p99"), strict=True)),
             **dict(zip((_RARE_COLUMN,), _percentiles(latency, "p99.9"), strict=True)),
             **dict(zip(_SERVICE, _percentiles(service, "p50", "p99"), strict=True)),
-            _SLO_COLUMN: "; ".join(map(str, run.missed)) or "met",
+            _SLO_COLUMN: "–" if run.implementation == CEILING else "; ".join(map(str, run.missed)) or "met",
+            _ENERGY_COLUMN: "–" if run.joules_per_1000_images is None else f"{run.joules_per_1000_images:,.0f}",
             MEMORY_COLUMN: megabytes(run.memory.peak_mb if run.memory else None),
             **dict(zip(ERROR_COLUMNS, error_cells(self.comparison), strict=True)),
             GATE_COLUMN: self.gate,
@@ -137,15 +139,16 @@ def columns_of(sweep: Sweep) -> tuple[Column, ...]:
     """The columns of a sweep's table.
 
     p99.9 is among them where it is certified in some run, the service time where some loop is open, as latency is never
-    shown without it there, and what is right under load where some run was audited.
+    shown without it there, energy where a GPU tells it, and what is right under load where some run was audited.
     """
     latencies = [run.load.latency for run in sweep.runs if run.load and run.load.latency]
     rare = any(latency.p99_9.certified for latency in latencies)
     is_open = any(isinstance(run.offered, OpenLoop) for run in sweep.runs)
     slo = (_SLO_COLUMN,) if sweep.settings.slo else ()
+    energy = (_ENERGY_COLUMN,) if any(run.joules_per_1000_images is not None for run in sweep.runs) else ()
     audit = (AUDIT_COLUMN,) if any(run.audit for run in sweep.runs) else ()
     latency = (*_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()))
-    return (*_BEFORE, *latency, *slo, *_AFTER, *audit)
+    return (*_BEFORE, *latency, *slo, *energy, *_AFTER, *audit)
 
 
 def doubt_lines(rows: Iterable[Row]) -> list[str]:
@@ -305,7 +308,9 @@ def _right(audit: Audit | None) -> str:
 
 
 def _speedup(runs: Sequence[Run], baseline: Sequence[Run]) -> Ratio | None:
-    """Of the rounds that both have; of baseline itself it is 1, and nothing is uncertain about that."""
+    """Of the rounds that both have. Of baseline itself it is 1, with no doubt about it; the ceiling has none."""
+    if runs[0].implementation == CEILING:
+        return None
     ours, theirs = _rps_by_round(runs), _rps_by_round(baseline)
     both = sorted(ours.keys() & theirs.keys())
     if not both:

@@ -96,6 +96,17 @@ class Memory(Record):
         return None if self.peak_mb is None or self.empty_mb is None else self.peak_mb - self.empty_mb
 
 
+class DeviceUse(Record):
+    """What a GPU did during one run, by NVML, sampled about once a second; None for what it does not tell."""
+
+    energy_j: float | None = Field(description="of the board")
+    power_w: float | None = Field(description="mean")
+    sm_clock_mhz: tuple[int, int] | None = Field(description="lowest and highest")
+    memory_clock_mhz: tuple[int, int] | None
+    throttled: float | None = Field(description="share of the samples in which the clocks were lowered, from 0 to 1")
+    throttle_reasons: list[str] = Field(description="that any sample had")
+
+
 class MeasurementWarning(Record):
     """A doubt about a measurement: a name to search for, what was seen, and what to do about it."""
 
@@ -124,6 +135,15 @@ class Run(Record):
     memory: Memory | None = None
     cpu: CpuShares | None = Field(default=None, description="of all cores of the machine that measured, meanwhile")
     audit: Audit | None = Field(default=None, description="None where outputs were not compared, or the run failed")
+
+    device: DeviceUse | None = Field(default=None, description="None without a GPU")
+
+    @property
+    def joules_per_1000_images(self) -> float | None:
+        """Energy of the GPU's board for a thousand images; None where it does not tell."""
+        if self.device is None or self.device.energy_j is None or self.load is None or not self.load.answered:
+            return None
+        return 1000 * self.device.energy_j / self.load.answered
 
     @property
     def measured(self) -> bool:

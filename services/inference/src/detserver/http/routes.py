@@ -127,6 +127,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def vram() -> schemas.Vram:
         return server.memory()
 
+    @app.get("/device", summary="Clocks, power, energy and throttle reasons of the GPU, by NVML")
+    async def device() -> schemas.DeviceState:
+        return server.device_state()
+
     @app.post("/vram/reset", summary="Start new peaks at what is taken now")
     async def reset_vram() -> schemas.Vram:
         return server.reset_memory_peaks()

@@ -125,6 +125,17 @@ class Vram(BaseModel):
     resident_peak_mb: float | None
 
 
+class DeviceState(BaseModel):
+    """What the GPU does now, by NVML; nulls without one, and for what it does not tell."""
+
+    clocks_mhz: dict[str, int] | None = Field(description="of its processors (sm) and its memory")
+    power_w: float | None = Field(description="power draw of the board")
+    energy_j: float | None = Field(description="of the board, since its driver was loaded")
+    throttle_reasons: list[str] | None = Field(
+        description="why clocks are lower than they could be; empty: they are not"
+    )
+
+
 class Unloaded(BaseModel):
     """An implementation that is not loaded any more."""
 

@@ -228,6 +228,16 @@ class Server:
             **asdict(self.machine),
         )
 
+    def device_state(self) -> schemas.DeviceState:
+        """Answer `GET /device`."""
+        nvml = self._nvml
+        return schemas.DeviceState(
+            clocks_mhz=nvml.clocks_mhz(),
+            power_w=nvml.power_w(),
+            energy_j=nvml.energy_j(),
+            throttle_reasons=nvml.throttle_reasons(),
+        )
+
     def memory(self) -> schemas.Vram:
         """Answer `GET /vram`."""
         resident = self._resident.read()

@@ -13,6 +13,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Why a GPU lowers its clocks below what it could: bits of nvmlClocksEventReasons. Being idle, and clocks that somebody
+# has set, are none of them.
+_THROTTLE_REASONS = {
+    "power cap": 0x4,
+    "hardware slowdown": 0x8,
+    "thermal, by software": 0x20,
+    "thermal, by hardware": 0x40,
+    "power brake": 0x80,
+}
+
 
 def memory_in_use() -> dict[str, int]:
     """Bytes that all processes use on each GPU of the machine, by UUID; empty where NVML does not tell.
@@ -54,6 +64,21 @@ class Nvml:
         kinds = {"sm": pynvml.NVML_CLOCK_SM, "memory": pynvml.NVML_CLOCK_MEM}
         asked = {name: self._of_device(f"the {name} clock", partial(_clock, kind=kind)) for name, kind in kinds.items()}
         return {name: int(clock) for name, clock in asked.items() if clock is not None} or None
+
+    def power_w(self) -> float | None:
+        """Power draw of the board now, watts."""
+        milliwatts = self._of_device("the power draw", pynvml.nvmlDeviceGetPowerUsage)
+        return None if milliwatts is None else milliwatts / 1e3
+
+    def energy_j(self) -> float | None:
+        """Energy of the board since its driver was loaded, joules."""
+        millijoules = self._of_device("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if millijoules is None else millijoules / 1e3
+
+    def throttle_reasons(self) -> list[str] | None:
+        """Why the clocks are lower now than they could be; empty where they are not."""
+        reasons = self._of_device("clocks' reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+        return None if reasons is None else [name for name, bit in _THROTTLE_REASONS.items() if reasons & bit]
 
     def uuid(self) -> str | None:
         """Of the GPU, or of the slice of one."""
