@@ -89,7 +89,7 @@ class Plots:
                 assert row.run.load is not None
                 self._bar(axes, place, row.run.implementation, row.run.load.rps)
                 if offered := row.run.load.offered_rps:
-                    axes.plot(offered, place, "|", color="black", markersize=14, mew=2)
+                    axes.plot([offered, offered], [place - 0.42, place + 0.42], color="black", linewidth=2)
             self._name_rows(axes)
             axes.set_xlabel("requests per second:  bar: answered   | offered")
 
