@@ -191,7 +191,7 @@ def web_ui(
 def test_the_run_time_of_the_web_ui_begins_when_the_load_does(stub, web_ui):
     stub.load_s = 4
     start, _ = web_ui
-    client = start(run_time="3s")
+    client = start(run_time="6s")  # a worker reads its photos in the first of it
     wait_for_state(client, "spawning")
     wait_for_state(client, "running")
     wait_for_state(client, "stopped")

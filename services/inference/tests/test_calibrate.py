@@ -15,7 +15,7 @@ from effdet.bench import DetBenchPredict
 from PIL import Image
 from torch import nn
 
-from detserver.models.calibrate import calibrated_state_dict
+from detserver.models.calibrate import _DepthwiseByShifts, calibrated_state_dict
 from detserver.models.configuration import input_config
 from detserver.models.model_sets import BUILT_IN, ModelSpec, create_model
 from detserver.models.weights import WeightsStore
@@ -167,3 +167,17 @@ def test_another_seed_or_another_number_of_classes_gives_another_backbone(detect
 
 if __name__ == "__main__":
     sys.stdout.write(weights_hash(calibrated_state_dict(ModelSpec("", D0, 7), SEED + OFFSETS[D0, 7])))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (5, 1, 2), (5, 2, 2), (3, 2, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_depthwise_convolutions_by_shifts_are_torchs(kernel: int, stride: int, padding: int, bias: bool):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 6, 17, 22, dtype=torch.float64, generator=generator)
+    conv = torch.nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=bias).double()
+    with torch.no_grad():
+        expected = conv(inputs)
+        with _DepthwiseByShifts():
+            found = conv(inputs)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=0, atol=1e-14)
