@@ -89,7 +89,8 @@ def test_latency_is_what_the_schedule_implies(
     waited_ms = 2 * (load.lateness.max_ms + 1e3 * server.lag_s)
     for expected, found in zip(percentiles(latencies_ms), load.latency.percentiles().values(), strict=True):
         assert found.value_ms > 0.98 * expected.value_ms
-        assert found.value_ms < 1.02 * expected.value_ms + at_once * UNCOUNTED_MS + waited_ms
+        if found.certified:  # else a single request that waited for a core decides
+            assert found.value_ms < 1.02 * expected.value_ms + at_once * UNCOUNTED_MS + waited_ms
     if workers:  # the queue grows: latency is far above what the server takes
         assert load.latency.p50.value_ms > 4 * 100
         assert "rate-not-achieved" in [warning.code for warning in doubts_of(load, offered)]

@@ -357,4 +357,5 @@ def test_a_new_file_is_a_new_implementation_everywhere(detbench, extended_packag
     arguments = json.loads(re.search(r"window.templateArgs = (\{.*\})", page)[1])["extra_options"]
     assert {"baseline", "invalid", "newcomer"} <= set(arguments["implementation"]["choices"])
     assert arguments["model_set"]["choices"] == ["mixed", "uniform", "single"]
-    assert set(arguments) == {"implementation", "model_set", "dataset", "max_images"}
+    open_loop = {"rate", "arrivals", "burstiness", "steps", "seed"}
+    assert set(arguments) == {"implementation", "model_set", "dataset", "max_images"} | open_loop
