@@ -230,13 +230,7 @@ class Server:
 
     def device_state(self) -> schemas.DeviceState:
         """Answer `GET /device`."""
-        nvml = self._nvml
-        return schemas.DeviceState(
-            clocks_mhz=nvml.clocks_mhz(),
-            power_w=nvml.power_w(),
-            energy_j=nvml.energy_j(),
-            throttle_reasons=nvml.throttle_reasons(),
-        )
+        return schemas.DeviceState.model_validate(self._nvml.state())
 
     def memory(self) -> schemas.Vram:
         """Answer `GET /vram`."""

@@ -80,6 +80,11 @@ class Nvml:
         reasons = self._of_device("clocks' reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons)
         return None if reasons is None else [name for name, bit in _THROTTLE_REASONS.items() if reasons & bit]
 
+    def state(self) -> dict[str, Any]:
+        """Clocks, power, energy and throttle reasons now, by the names of these methods."""
+        asked = (self.clocks_mhz, self.power_w, self.energy_j, self.throttle_reasons)
+        return {question.__name__: question() for question in asked}
+
     def uuid(self) -> str | None:
         """Of the GPU, or of the slice of one."""
         return self._of_device("the UUID", lambda handle: _text(pynvml.nvmlDeviceGetUUID(handle)))
