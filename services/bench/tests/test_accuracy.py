@@ -47,12 +47,13 @@ def test_what_is_lost_is_shown_and_held_to_the_users_limit(detbench, stub, tmp_p
     command = ("accuracy", "--host", stub.host, "--dataset", annotated(tmp_path / "fish", 3))
     assert detbench(*command, "--max-map-loss", "0.2") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["baseline", "tf_efficientdet_d0", "1.0000", "–", "–", "–", "–", "reference"] in rows
+    assert ["baseline", "tf_efficientdet_d0", "1.0000", "1.0000", "1.0000", "–", "–", "reference"] in rows
     shown = ["near", "tf_efficientdet_d0", "0.9000", "1.0000", "1.0000", "-0.1000", "-0.1000", "to", "-0.1000"]
     assert [*shown, "tolerated"] in rows
     assert detbench(*command) == 1
     assert "mAP 0.9000 is more than 0.01 below the reference's 1.0000" in capsys.readouterr().out
-    (found,) = json.loads((tmp_path / "outputs" / "accuracy" / "single.json").read_text())
+    baseline, found = json.loads((tmp_path / "outputs" / "accuracy" / "single.json").read_text())
+    assert baseline["ground_truth"]["tf_efficientdet_d0"]["map"] == pytest.approx(1)
     assert found["ground_truth"]["tf_efficientdet_d0"]["difference"] == pytest.approx(-0.1)
 
 
@@ -67,6 +68,13 @@ def test_images_without_annotations_or_of_other_classes_have_no_accuracy(detbenc
     said = capsys.readouterr()
     assert "its labels go up to 90, the category ids of instances.json to 1" in " ".join(said.out.split())
     assert "no model of the set has a mAP" in said.err
+
+
+def test_baseline_alone_has_its_accuracy(detbench, stub, tmp_path: Path, capsys):
+    folder = annotated(tmp_path / "fish", 2)
+    assert detbench("accuracy", "--host", stub.host, "--dataset", folder, "--implementations", "baseline") == 0
+    assert "1.0000" in capsys.readouterr().out
+    assert sum(call == "/infer/baseline" for call in stub.calls) == 2  # each image once
 
 
 def outputs(found: list[bool]) -> list[ImageOutput]:

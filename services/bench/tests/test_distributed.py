@@ -110,9 +110,14 @@ print(told)
 
 
 def open_loop(
-    stub: StubServer, data_dir: Path, folder: Path, *options: str, kill_one_after_s: float | None = None
+    stub: StubServer,
+    data_dir: Path,
+    folder: Path,
+    *options: str,
+    users: int = 20,
+    kill_one_after_s: float | None = None,
 ) -> tuple[list[dict], str]:
-    """The master's statistics of an open loop with 20 senders, and its log."""
+    """The master's statistics of an open loop with so many senders, and its log."""
     environment = os.environ | {
         "BENCHMARK_IMPLEMENTATION": "slow",
         "BENCHMARK_MODEL_SET": "single",
@@ -123,7 +128,7 @@ def open_loop(
     port = str(free_port())
     locust = [sys.executable, "-m", "locust", "-f", str(folder / "locustfile.py"), "--host", stub.host, *options]
     bind = ("--master-port", port, "--master-bind-port", port)
-    load = ("--headless", "-u", "20", "-r", "20", "--csv", str(folder / "load"), "--only-summary", *bind)
+    load = ("--headless", "-u", str(users), "-r", "20", "--csv", str(folder / "load"), "--only-summary", *bind)
     process = subprocess.Popen([*locust, *load], env=environment, stderr=subprocess.PIPE, text=True)
     try:
         if kill_one_after_s is not None:
@@ -146,6 +151,11 @@ def test_locust_sends_a_schedule_that_its_workers_share(stub, data_dir, tmp_path
     assert len(stub.infer_times_s) == pytest.approx(40 * (last_s - first_s), rel=0.1)
     assert sum(time_s < first_s + 1 for time_s in stub.infer_times_s) < 55
     assert int(rows[-1]["Request Count"]) == pytest.approx(len(stub.infer_times_s), rel=0.1)
+
+
+def test_a_worker_without_a_sender_keeps_no_schedule_from_beginning(stub, data_dir, tmp_path: Path):
+    (*_, total), _ = open_loop(stub, data_dir, tmp_path, "--rate", "20", "-t", "8s", "--processes", "3", users=1)
+    assert int(total["Request Count"]) > 20
 
 
 def test_a_schedule_goes_on_at_its_rate_when_a_worker_is_killed(stub, data_dir, tmp_path: Path):

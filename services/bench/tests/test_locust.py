@@ -162,7 +162,7 @@ def started_in_web_ui(process: "subprocess.Popen[str]", port: int, workers: int,
 
 
 def swarm(client: httpx.Client, **form: object) -> None:
-    answer = client.post("/swarm", data={"user_count": "2", "spawn_rate": "2", **form}).json()
+    answer = client.post("/swarm", data={"user_count": "2", "spawn_rate": "2"} | form).json()
     assert answer["success"] is True
 
 
@@ -198,6 +198,21 @@ def test_the_run_time_of_the_web_ui_begins_when_the_load_does(stub, web_ui):
     (row, *_) = csv.DictReader(client.get("/stats/requests/csv").text.splitlines())
     assert users_by_little(row) == pytest.approx(2, rel=0.35)
     assert int(row["Failure Count"]) == 0
+
+
+def test_the_start_form_has_the_open_loop_and_more_senders_send_nothing_twice(stub, web_ui):
+    start, _ = web_ui
+    fields = {"rate": "12.5", "arrivals": "constant", "burstiness": "0.0", "steps": "", "seed": "3"}
+    client = start(**fields)
+    wait_for_state(client, "running")
+    while len(stub.infer_times_s) < 20:
+        time.sleep(0.1)
+    swarm(client, **fields, user_count="5")
+    while len(stub.infer_times_s) < 60:
+        time.sleep(0.1)
+    client.get("/stop")
+    took_s = stub.infer_times_s[59] - stub.infer_times_s[0]
+    assert took_s == pytest.approx(59 / 12.5, rel=0.15)
 
 
 def test_a_test_that_is_stopped_while_it_loads_does_not_touch_the_next_one(stub, web_ui):

@@ -16,6 +16,7 @@ import pytest
 from made_reports import Page, comparison, reported, run, sweep
 from scripted_server import ScriptedServer
 
+from detbench.measure.resume import held
 from detbench.results.sweep import MeasurementWarning
 
 
@@ -102,6 +103,12 @@ def test_a_killed_run_is_resumed_and_nothing_is_measured_twice(steady, detbench,
     (run_dir,) = outputs.glob("*-single")
     before = results(outputs)["runs"]
     assert len(before) < 6
+    (run_dir / ".scratch-of-the-killed" / "answers").mkdir(parents=True)
+    with held(run_dir):
+        assert detbench("run", "--resume", str(run_dir)) == 2
+    assert "is being measured by another process" in capsys.readouterr().err
+    assert detbench("run", "--resume", str(run_dir / "nowhere")) == 2
+    assert "is no folder" in capsys.readouterr().err
 
     assert detbench("run", "--resume", str(run_dir), "--users", "8") == 2
     assert "leave out --users" in capsys.readouterr().err
@@ -113,6 +120,7 @@ def test_a_killed_run_is_resumed_and_nothing_is_measured_twice(steady, detbench,
     assert after["ended"]
     assert list(outputs.glob("*-single")) == [run_dir]
     assert (run_dir / "report.html").exists()
+    assert not list(run_dir.glob(".scratch-*"))
 
     assert detbench("run", "--resume", str(run_dir)) == 2
     assert "was measured to its end" in capsys.readouterr().err
@@ -152,4 +160,4 @@ def test_every_request_is_kept_where_asked_for(detbench, photo_dir: Path, tmp_pa
     assert sum(service_ms) / len(service_ms) == pytest.approx(made["load"]["service"]["mean_ms"], rel=0.01)
     assert all(row["latency_ms"] == "inf" for row in rows if row["outcome"] != "ok")
     assert all((row["sent_s"] == "") == (row["outcome"] == "dropped") for row in rows)
-    assert not list((tmp_path / "outputs").glob("*/.requests-*"))
+    assert not list((tmp_path / "outputs").glob("*/.scratch-*"))

@@ -18,6 +18,7 @@ from detbench.commands.options import (
     opened_dataset,
 )
 from detbench.errors import DatasetError
+from detbench.measure.selection import select_implementations
 from detbench.report.accuracy import accuracy_table, doubts
 from detbench.report.table import output_error_table
 from detbench.results.quality import Comparison
@@ -65,14 +66,14 @@ def execute(options: argparse.Namespace) -> int:
     path = options.json or options.outputs_dir / "accuracy" / f"{options.model_set}.json"
     with connected(options, console) as client:
         asking = Asking(client, options, dataset, console)
-        chosen = [status for status in asking.chosen() if status.name != BASELINE]
-        (baseline,) = [status for status in client.implementations() if status.name == BASELINE]
+        others = [status for status in asking.chosen() if status.name != BASELINE]
+        (baseline,) = select_implementations(client.implementations(), [BASELINE], options.model_set)
         with asking.progress() as progress:
             reference = asking.outputs_of(baseline, progress)
         weights = client.model_set(options.model_set).models
-        comparisons, failures = asking.compare_all(chosen, reference, weights, path)
+        comparisons, failures = asking.compare_all([baseline, *others], reference, weights, path, {BASELINE: reference})
     print_notes(comparisons)
-    if comparisons and not any(each.ground_truth for each in comparisons):
+    if not any(each.ground_truth for each in comparisons):
         raise DatasetError("no model of the set has a mAP, for the reasons above")
     print_tables(accuracy_table(comparisons), output_error_table(comparisons))
     for line in [*doubts(comparisons, options.max_map_loss), *_reasons(comparisons), *failures]:

@@ -25,6 +25,7 @@ from detbench.errors import DetbenchError, LimitMissed
 from detbench.load.schedules import schedule_of
 from detbench.measure.capacity import CapacityPlan, CapacityRunner
 from detbench.measure.progress import SweepProgress
+from detbench.measure.resume import held
 from detbench.measure.session import Subject
 from detbench.quality.compare import TOLERATED_MAP_LOSS
 from detbench.report import read_capacities, write_capacity_reports
@@ -119,10 +120,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Search for the capacities and report; returns the exit status."""
-    broken_off = _broken_off(options) if options.resume else None
-    plan = _plan_of(broken_off, options) if broken_off else _plan(options)
+    if options.resume:
+        with held(options.resume):
+            broken_off = _broken_off(options)
+            return _search(options, _plan_of(broken_off, options), options.resume, broken_off)
+    plan, run_dir = _plan(options), new_run_dir(options.outputs_dir, f"{options.model_set}-capacity")
+    with held(run_dir):
+        return _search(options, plan, run_dir)
+
+
+def _search(
+    options: argparse.Namespace, plan: CapacityPlan, run_dir: Path, broken_off: Capacities | None = None
+) -> int:
     console = Console()
-    run_dir: Path = options.resume or new_run_dir(options.outputs_dir, f"{options.model_set}-capacity")
     with SweepProgress(console) as progress:
         servers = servers_of(options, run_dir, progress, plan.max_in_flight)
         runner = CapacityRunner(plan, run_dir, servers, progress, broken_off)

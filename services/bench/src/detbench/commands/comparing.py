@@ -1,7 +1,7 @@
 """Asking implementations for every image and comparing their answers, one after the other, with a progress bar."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -77,8 +77,12 @@ class Asking:
         reference: Sequence[ImageOutput],
         weights: Sequence[ModelWeights],
         path: Path,
+        known: Mapping[str, list[ImageOutput]] | None = None,
     ) -> tuple[list[Comparison], list[str]]:
         """Compare each with `reference`; `path` has every figure as soon as it is known.
+
+        Args:
+            known: what implementations have answered already, which are not asked again.
 
         Returns:
             The comparisons, and a line about each implementation that could not be compared.
@@ -88,10 +92,11 @@ class Asking:
         with self.progress() as progress:
             for status in statuses:
                 try:
+                    outputs = (known or {}).get(status.name) or self.outputs_of(status, progress)
                     comparisons.append(
                         compare(
                             reference,
-                            self.outputs_of(status, progress),
+                            outputs,
                             implementation=status.name,
                             model_set=self._options.model_set,
                             exact=status.exact,

@@ -29,6 +29,7 @@ from detbench.errors import DetbenchError, LimitMissed, ServerError
 from detbench.measure.ablation import AblationPlan, AblationRunner
 from detbench.measure.lengthening import Until
 from detbench.measure.progress import SweepProgress
+from detbench.measure.resume import held
 from detbench.measure.selection import ALL
 from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
@@ -220,9 +221,18 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
-    broken_off = _broken_off(options) if options.resume else None
-    plan = _plan_of(broken_off, options) if broken_off else _plan(options)
-    run_dir = options.resume or new_run_dir(options.outputs_dir, options.model_set)
+    if options.resume:
+        with held(options.resume):
+            broken_off = _broken_off(options)
+            return _measure(options, _plan_of(broken_off, options), options.resume, console, broken_off)
+    plan, run_dir = _plan(options), new_run_dir(options.outputs_dir, options.model_set)
+    with held(run_dir):
+        return _measure(options, plan, run_dir, console)
+
+
+def _measure(
+    options: argparse.Namespace, plan: Plan, run_dir: Path, console: Console, broken_off: Sweep | None = None
+) -> int:
     with SweepProgress(console) as progress:
         runner = SweepRunner(
             plan, run_dir, servers_of(options, run_dir, progress, _most_in_flight(plan.offered)), progress, broken_off

@@ -60,15 +60,27 @@ def together(loads: Sequence[Load]) -> Load:
         stages_ms={stage: total / answered for stage, total in stages.items()} if answered else {},
         batch_size_mean=sum(batches) / answered if answered else None,
         errors=summed(load.errors for load in loads),
-        series=Series(
-            answered=[count for load in loads for count in load.series.answered],
-            issued=[count for load in loads for count in load.series.issued],
-            latency_mean_ms=[mean for load in loads for mean in load.series.latency_mean_ms],
-        ),
+        series=_one_after_the_other(loads),
         generator_cpu_percent=[
             max(each) for each in zip(*(load.generator_cpu_percent for load in loads), strict=False)
         ],
     )
+
+
+def _one_after_the_other(loads: Sequence[Load]) -> Series:
+    """The series of several loads, each of as many seconds as it took, to the nearest whole one."""
+    answered: list[int] = []
+    issued: list[int] = []
+    means_ms: list[float | None] = []
+    for load in loads:
+        seconds = max(1, round(load.window_s))
+        for counts, own in ((answered, load.series.answered), (issued, load.series.issued)):
+            whole = [*own[:seconds], *[0] * (seconds - len(own))]
+            whole[-1] += sum(own[seconds:])
+            counts += whole
+        own_ms = load.series.latency_mean_ms[:seconds]
+        means_ms += [*own_ms, *[None] * (seconds - len(own_ms))]
+    return Series(answered=answered, issued=issued, latency_mean_ms=means_ms)
 
 
 def _rate(count: int, window_s: float) -> float:

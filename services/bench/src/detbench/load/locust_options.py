@@ -44,15 +44,21 @@ def add_options(parser: LocustArgumentParser) -> None:
         default=100,
         help="photos held in memory at most",
     )
-    for option, kind, help_text in (
-        ("rate", _rate, "open loop: requests per second, of all workers; users are the senders then; 0: a closed loop"),
-        ("burstiness", _rate, "open loop with gamma arrivals: 1 is Poisson, less comes in bursts"),
-        ("seed", int, "of arrivals and photos"),
+    for option, help_text in (
+        ("rate", "open loop: requests per second, of all workers; users are the senders then; 0: a closed loop"),
+        ("burstiness", "open loop with gamma arrivals: 1 is Poisson, less comes in bursts"),
     ):
         variable = f"BENCHMARK_{option.upper()}"
-        parser.add_argument(
-            f"--{option}", type=of_variable(variable, kind), env_var=variable, default=0, help=help_text
+        parser.add_argument(  # of the default's type, which is that of the form's field
+            f"--{option}", type=of_variable(variable, _rate), env_var=variable, default=0.0, help=help_text
         )
+    parser.add_argument(
+        "--seed",
+        type=of_variable("BENCHMARK_SEED", int),
+        env_var="BENCHMARK_SEED",
+        default=0,
+        help="of arrivals and photos",
+    )
     parser.add_argument(
         "--arrivals",
         env_var="BENCHMARK_ARRIVALS",

@@ -47,6 +47,11 @@ class OpenLoop:
         self._shares: list[Share] = []
         self._dispatching: gevent.Greenlet[..., None] | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has a share."""
+        return bool(self._shares)
+
     def take(self, start_s: float, share: Share) -> None:
         """Send this share of the schedule that begins at `start_s`, CLOCK_MONOTONIC; in place of an earlier share."""
         self._shares.append(share)
@@ -102,7 +107,8 @@ class Sharing:
         """Tell the workers their shares, unless one is not ready yet, or nothing has changed."""
         runner = environment.runner
         assert isinstance(runner, MasterRunner)
-        workers = [each.id for each in (*runner.clients.ready, *runner.clients.spawning, *runner.clients.running)]
+        clients = (*runner.clients.ready, *runner.clients.spawning, *runner.clients.running)
+        workers = [each.id for each in clients if each.user_count]  # one without a sender cannot send
         if not workers or not self._ready.issuperset(workers) or workers == self._told:
             return
         now = time.time()
@@ -118,16 +124,16 @@ class Sharing:
 def begin_alone(environment: Environment) -> None:
     """Send the whole schedule, in a Locust without workers, when all of its senders are idle."""
     open_loop: OpenLoop = environment.open_loop  # type: ignore[attr-defined]
-    _wait_for_senders(environment, open_loop)
-    open_loop.take(time.monotonic() + _POLL_S, Share(0.0, 0, 1))
+    if _senders_are_idle(environment, open_loop) and not open_loop.begun:  # or their number was changed meanwhile
+        open_loop.take(time.monotonic() + _POLL_S, Share(0.0, 0, 1))
 
 
 def report_ready(environment: Environment) -> None:
     """Tell the master that all senders of this worker are idle."""
     runner = environment.runner
     assert isinstance(runner, WorkerRunner)
-    _wait_for_senders(environment, environment.open_loop)  # type: ignore[attr-defined]
-    runner.send_message(READY)
+    if _senders_are_idle(environment, environment.open_loop):  # type: ignore[attr-defined]
+        runner.send_message(READY)
 
 
 def take_share(environment: Environment, msg: Any, **_: object) -> None:
@@ -138,7 +144,12 @@ def take_share(environment: Environment, msg: Any, **_: object) -> None:
         open_loop.take(start_s, Share(**msg.data["share"]))
 
 
-def _wait_for_senders(environment: Environment, open_loop: OpenLoop) -> None:
-    assert environment.runner is not None
-    while open_loop.dispatcher.idle < max(1, environment.runner.user_count):
+def _senders_are_idle(environment: Environment, open_loop: OpenLoop) -> bool:
+    """Wait until the senders of this process are; false where the test ends before, or the load has begun."""
+    runner = environment.runner
+    assert runner is not None
+    while runner.state in (STATE_SPAWNING, STATE_RUNNING) and not open_loop.begun:
+        if 0 < runner.user_count <= open_loop.dispatcher.idle:
+            return True
         gevent.sleep(_POLL_S)
+    return False

@@ -33,7 +33,8 @@ class GeneratorProcess:
     def __init__(self, arguments: Sequence[str], errors: IO[str]) -> None:
         (its_input, our_input), (our_output, its_output) = os.pipe(), os.pipe()
         try:
-            self.pid = _fork_server().start(arguments, (its_input, its_output, errors.fileno()))
+            self._server = _fork_server()
+            self.pid = self._server.start(arguments, (its_input, its_output, errors.fileno()))
         finally:
             os.close(its_input)
             os.close(its_output)
@@ -56,7 +57,7 @@ class GeneratorProcess:
     def wait(self) -> int:
         """Its exit status when it has ended; that of a signal is negative."""
         if self._status is None:
-            self._status = _fork_server().wait(self.pid)
+            self._status = self._server.wait(self.pid)
         return self._status
 
 

@@ -1,8 +1,36 @@
 """Going on with what was broken off, on the machine and with the software that it began on."""
 
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from detbench.errors import DetbenchError
 from detbench.results.capacity import Capacities
 from detbench.results.sweep import Sweep
+
+SCRATCH = ".scratch-"
+"""Prefix of the folders in a run's that hold what is of no use when a load has ended."""
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold a run in the block, so that no other process goes on with it meanwhile; what a killed one left is removed.
+
+    Raises:
+        DetbenchError: there is no such folder, or another process holds it.
+    """
+    if not run_dir.is_dir():
+        raise DetbenchError(f"{run_dir} is no folder; name that of a run")
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DetbenchError(f"{run_dir} is being measured by another process; wait until it has ended") from error
+        for left in run_dir.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left)
+        yield
 
 
 def resumed(broken_off: Sweep, new: Sweep) -> Sweep:

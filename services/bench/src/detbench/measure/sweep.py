@@ -17,7 +17,7 @@ from detbench.measure.generators import LoadRequest
 from detbench.measure.lengthening import Until, run_until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
-from detbench.measure.resume import resumed
+from detbench.measure.resume import SCRATCH, resumed
 from detbench.measure.selection import left_out, select_implementations
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
@@ -145,11 +145,8 @@ class SweepRunner:
                 known = known.model_copy(update={"cache": check_cache(server.client, status.name, subject.model_set)})
                 self._keep(known)
             for offered in left:
-                with (
-                    TemporaryDirectory(prefix=".answers-", dir=self._run_dir) as answers,
-                    TemporaryDirectory(prefix=".requests-", dir=self._run_dir) as requests,
-                ):
-                    run = self._add_run(server, status.name, offered, number, Path(answers), Path(requests))
+                with TemporaryDirectory(prefix=SCRATCH, dir=self._run_dir) as scratch:
+                    run = self._add_run(server, status.name, offered, number, Path(scratch))
                 if run.verdict == "failed" and not server.alive():
                     return
             if uncompared and self._reference is not None:
@@ -171,8 +168,7 @@ class SweepRunner:
         implementation: str,
         offered: ClosedLoop | OpenLoop,
         number: int,
-        answers_dir: Path,
-        requests_dir: Path,
+        scratch: Path,
     ) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
         what = f"{implementation}, {offered}{self._in_round(number)}"
@@ -186,6 +182,9 @@ class SweepRunner:
             missed=missed(None, None, plan.slo),
             started=_now(),
         )
+        answers_dir, requests_dir = scratch / "answers", scratch / "requests"
+        answers_dir.mkdir()
+        requests_dir.mkdir()
         request = LoadRequest(
             server.client.host,
             implementation,

@@ -24,28 +24,22 @@ COLUMNS = (
 
 
 def accuracy_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    """Text under each of `COLUMNS`: baseline's models first, then those of each comparison."""
-    reference = {
-        name: (BASELINE, name, f"{truth.map_baseline:.4f}", "–", "–", "–", "–", "reference")
+    """Text under each of `COLUMNS`, a row for each implementation and model; baseline is not compared with itself."""
+    return [
+        (
+            comparison.implementation,
+            name,
+            f"{truth.map:.4f}",
+            f"{truth.ap50:.4f}",
+            f"{truth.ap75:.4f}",
+            *(
+                ("–", "–", "reference")
+                if comparison.implementation == BASELINE
+                else (f"{truth.difference:+.4f}", f"{truth.low:+.4f} to {truth.high:+.4f}", comparison.verdict)
+            ),
+        )
         for comparison in comparisons
         for name, truth in comparison.ground_truth.items()
-    }
-    return [
-        *reference.values(),
-        *(
-            (
-                comparison.implementation,
-                name,
-                f"{truth.map:.4f}",
-                f"{truth.ap50:.4f}",
-                f"{truth.ap75:.4f}",
-                f"{truth.difference:+.4f}",
-                f"{truth.low:+.4f} to {truth.high:+.4f}",
-                comparison.verdict,
-            )
-            for comparison in comparisons
-            for name, truth in comparison.ground_truth.items()
-        ),
     ]
 
 
