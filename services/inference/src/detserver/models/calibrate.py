@@ -117,9 +117,9 @@ def calibrated_state_dict(spec: ModelSpec, seed: int) -> dict[str, torch.Tensor]
 class _DepthwiseByShifts(TorchFunctionMode):
     """Computes depthwise convolutions, within it, as sums of shifted and weighted pictures.
 
-    torch has no kernel for them in float64, and runs its general one channel by channel, 14,490 times for a D0. On two
-    cores that other programs used too, its calibration took 140 s so, and 17 s by shifts. The sums are in another order,
-    which does not show in the rounded statistics.
+    torch has no kernel for them in float64, and runs its general one channel by channel, 14,490 times for a D0, whose
+    calibration took 140 s so on two cores that other programs used too, and 17 s by shifts. The sums are in another
+    order, which does not show in the rounded statistics.
     """
 
     def __torch_function__(
