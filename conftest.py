@@ -1,12 +1,27 @@
 """What holds for the tests of all packages."""
 
 import signal
+import socketserver
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # A shell that starts the tests in the background lets them ignore it, and all that they start, which then never ends.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_print_error = socketserver.BaseServer.handle_error
+
+
+def _print_unless_gone(server: socketserver.BaseServer, request: Any, client: Any) -> None:
+    """A client that goes away is no news, and would stand in the middle of what a later test prints."""
+    if not isinstance(sys.exception(), ConnectionError):
+        _print_error(server, request, client)
+
+
+socketserver.BaseServer.handle_error = _print_unless_gone  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too

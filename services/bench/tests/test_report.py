@@ -156,7 +156,9 @@ def test_random_weights_are_told_at_the_top(tmp_path: Path):
 
 
 def test_the_page_needs_no_other_file_and_runs_nothing(tmp_path: Path):
-    page = Page(reported(tmp_path, sweep()))
+    folder = tmp_path / "outputs" / "run"  # with no other run beside it
+    folder.mkdir(parents=True)
+    page = Page(reported(folder, sweep()))
     assert page.loaded == []
     assert "script" not in page.tags
     assert EVIL in page.text  # as text
