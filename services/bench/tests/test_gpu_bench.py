@@ -50,10 +50,10 @@ def test_a_step_without_time_is_cut_off_and_the_next_one_has_its_turn(session):
 
 
 def test_without_compilation_that_step_is_left_out_and_each_says_its_share(session, capfd):
-    session(STEPS="first reduced compiled", COMPILE="false", LIMIT_S="4")
+    session(STEPS="first ablation compiled", COMPILE="false", LIMIT_S="4")
     said = capfd.readouterr().out
     shares = re.findall(r"^=== (\w+) of single: \S+ s at most, (\d+) % of what is left$", said, re.MULTILINE)
-    assert shares == [("first", "60"), ("reduced", "100")]
+    assert shares == [("first", "27"), ("ablation", "100")]
 
 
 def test_what_the_gpu_did_is_told_of_each_step(tmp_path: Path):

@@ -32,7 +32,7 @@ def test_counts_add_up_and_the_account_closes():
     assert load.issued == load.answered + load.failed + load.dropped
     assert load.window_s == 40
     assert load.rps == pytest.approx(15)
-    assert len(load.series.answered) == sum(len(each.load.series.answered) for each in rounds if each.load)
+    assert len(load.series.answered) == 40, "each round has as many seconds as it took, whatever was noted of them"
 
 
 def test_one_row_has_the_ratio_of_its_rounds_with_an_interval():

@@ -26,7 +26,7 @@ from detbench.commands.options import (
 )
 from detbench.datasets import fetch_or_open
 from detbench.errors import DetbenchError, LimitMissed, ServerError
-from detbench.measure.ablation import AblationPlan, AblationRunner
+from detbench.measure.ablation import CELL_S, AblationPlan, AblationRunner
 from detbench.measure.lengthening import Until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.resume import held
@@ -84,7 +84,7 @@ again.
 With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
 HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. The server names the
 rows and what each adds to. Of the other options it takes --implementations (which of its rows, measured in this order;
-the tables keep the server's), --model-set, --concurrency and the dataset's.
+the tables keep the server's), --model-set, --duration, --concurrency and the dataset's.
 
   detbench run --ablation --model-set uniform --batch-sizes 1 4 16
   detbench run --ablation --model-set uniform --batch-sizes 1 4 16 --reverse      # the order should not matter
@@ -121,7 +121,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--duration",
         type=positive_float,
         metavar="S",
-        help="seconds of each run (default: 30, or what --steps or --trace takes, which a shorter one cuts off)",
+        help="seconds of each run (default: 30, or what --steps or --trace takes, which a shorter one cuts off; of "
+        "each cell of an ablation 10)",
     )
     parser.add_argument(
         "--until",
@@ -193,7 +194,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batches",
         type=positive_int,
         metavar="N",
-        help="batches timed in each round; default: as 10 s hold in all rounds, 12 at least",
+        help="batches timed in each round; default: as --duration holds in all rounds (10 s), 12 at least",
     )
     ablation.add_argument("--reverse", action="store_true", help="measure the rows in reverse order")
     add_resume_option(parser, _OF_THE_PLAN)
@@ -320,6 +321,7 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
         repeats=options.repeats,
         batches=options.batches,
+        cell_s=options.duration or CELL_S,
         reverse=options.reverse,
     )
     run_dir = new_run_dir(options.outputs_dir, f"{options.model_set}-ablation")

@@ -29,6 +29,7 @@ from detbench.results.sweep import ImplementationInfo, Memory
 from detbench.statistics.ratios import interleaved
 
 CELL_S = 10.0
+"""Seconds that a cell is measured, in all rounds together, unless the plan says otherwise."""
 # Batches of a cell, in all rounds together.
 _FEWEST, _MOST = 12, 400
 # Where servers stay, so that a round more costs no start. A host that shares its cores between machines makes the same
@@ -42,7 +43,7 @@ class AblationPlan:
 
     `implementations` are the rows to measure, in this order; None is all. `reverse` turns the order round. `repeats`
     are rounds; None is 6 where the servers of all rows stay, else 2. `batches` are timed of each cell in each round;
-    None is as many as `CELL_S` hold in all rounds together.
+    None is as many as `cell_s` seconds hold in all rounds together.
     """
 
     subject: Subject
@@ -51,6 +52,7 @@ class AblationPlan:
     batch_sizes: tuple[int, ...]
     repeats: int | None
     batches: int | None
+    cell_s: float = CELL_S
 
 
 class AblationRunner:
@@ -103,7 +105,7 @@ class AblationRunner:
     def run(self) -> Ablation:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
         plan = self._plan
-        self._progress.expect(len(self._rows) * len(plan.batch_sizes) * self._repeats, CELL_S / self._repeats)
+        self._progress.expect(len(self._rows) * len(plan.batch_sizes) * self._repeats, plan.cell_s / self._repeats)
         with KeptServers(self._session, self._keeps) as servers:
             for number, order in enumerate(interleaved(self._rows, self._repeats), start=1):
                 for status in order:
@@ -156,7 +158,7 @@ class AblationRunner:
                 self._progress.say(f"{what}: {np.median(latencies_ms):.1f} ms")
             if not server.alive():
                 return
-            self._progress.run_done(CELL_S / self._repeats)
+            self._progress.run_done(self._plan.cell_s / self._repeats)
         if step.comparison is None and self._reference is not None:
             comparison = self._session.compare(server.client, status, self._reference)
             step = step.model_copy(update={"comparison": comparison})
@@ -180,8 +182,9 @@ class AblationRunner:
         server.client.reset_peaks()
         fewest, most = (math.ceil(batches / self._repeats) for batches in (_FEWEST, _MOST))
         latencies_ms = timed(plan.batches or fewest)
-        if plan.batches is None and (more := batches_within(CELL_S / self._repeats, latencies_ms, most) - fewest) > 0:
-            latencies_ms += timed(more)
+        within = batches_within(plan.cell_s / self._repeats, latencies_ms, most)
+        if plan.batches is None and within > fewest:
+            latencies_ms += timed(within - fewest)
         return latencies_ms, server.memory()
 
     def _keep(self, step: Step) -> None:

@@ -18,8 +18,7 @@ def count_kernels(call: Callable[[], object], device: torch.device) -> int:
 
     call()
     on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         call()
         if on_gpu:
             torch.cuda.synchronize(device)
