@@ -33,6 +33,12 @@ def test_shares_are_of_logarithms_and_add_up_to_one_on_the_path_to_the_fastest_r
     assert all(gain.on_path for gain in found.values())
 
 
+def test_of_next_to_no_speed_up_there_are_no_shares():
+    found = gains(rows(baseline=55.6, a=54.6, b=60.9), CHAIN)
+    assert [gain.share for gain in found.values()] == [None] * 3
+    assert found["b"].factor == pytest.approx(54.6 / 60.9)
+
+
 def test_a_row_is_compared_with_the_one_that_it_adds_to_and_only_the_path_adds_up():
     found = gains(rows(baseline=80, a=40, b=10, c=20), TREE)
     assert [gain.versus for gain in found.values()] == [None, "baseline", "a", "a"]

@@ -139,7 +139,10 @@ def test_on_a_cpu_there_is_what_the_machine_has_and_for_each_precision_its_own()
 def test_on_a_gpu_everything_is_in_a_graph_and_separate_networks_on_streams(small):
     offered = candidates(Search(), GPU)
     in_torch = [recipe for recipe in offered if recipe.backend == "torch"]
-    assert len(in_torch) == 6
+    assert {(recipe.stack, recipe.layout) for recipe in in_torch} == {
+        (stack, "contiguous") for stack in ("none", "grouped", "grouped-products")
+    }
+    assert len(candidates(Search("fp16"), GPU)) == 6, "tensor cores may like channels_last"
     assert all(recipe.graph and recipe.streams == (recipe.stack == "none") for recipe in in_torch)
     one = type(small)("one", small.models[:1])
     assert {recipe.stack for recipe in candidates(Search(), GPU, one)} == {"none"}

@@ -158,7 +158,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         help="rounds, in the order A B, B A, …, each in servers of its own: ratios of a sweep get an interval, which "
-        "needs two rounds and is narrow with five (default: 1; of an ablation 6, and 2 on a GPU or with --host)",
+        "needs two rounds and is narrow with five (default: 1; of an ablation 24, and 2 on a GPU or with --host)",
     )
     parser.add_argument(
         "--processes",

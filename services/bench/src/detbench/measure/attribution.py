@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from detbench.results.ablation import Gain, Step
 from detbench.results.sweep import BASELINE
 
+_WORTH_SHARING = math.log(1.1)
+"""Of less than a tenth in all, shares would be a hundred percent of noise here and minus five hundred there."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -33,7 +36,8 @@ def gains(rows: Mapping[str, Row], adds_to: Mapping[str, str | None]) -> dict[st
             it: a tree, or several.
 
     Returns:
-        The gain of each of `rows`. Shares are None where baseline was not measured, or nothing right is faster.
+        The gain of each of `rows`. Shares are None where baseline was not measured, or nothing right is faster by a
+        tenth at least.
     """
     places = {name: place for place, name in enumerate(adds_to)}
 
@@ -66,7 +70,7 @@ def gains(rows: Mapping[str, Row], adds_to: Mapping[str, str | None]) -> dict[st
             speedup=rows[BASELINE].latency / latency if BASELINE in rows else None,
             versus=parent,
             factor=factor,
-            share=math.log(factor) / total if factor is not None and total > 0 else None,
+            share=math.log(factor) / total if factor is not None and total >= _WORTH_SHARING else None,
             on_path=from_baseline and name in path,
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+Layout = Literal["contiguous", "channels_last"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Recipe:
     fold: bool = False
     stack: Literal["none", "vmap", "grouped", "grouped-products"] = "none"
     precision: Precision = "fp32"
-    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    layout: Layout = "contiguous"
     compile: Literal["none", "default", "reduce-overhead"] = "none"
     streams: bool = False
     postprocess: Literal["effdet", "batched"] = "effdet"

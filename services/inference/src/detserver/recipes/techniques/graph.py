@@ -117,6 +117,7 @@ class StaticBatch:
             graph = torch.cuda.CUDAGraph()
             with _own_workspaces(), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 self._raw, self._rows = self._compute()
+        torch.cuda.empty_cache()  # of the warm-up: activations, and workspaces of the algorithms that were timed
         return graph
 
 
