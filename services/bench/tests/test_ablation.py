@@ -131,7 +131,7 @@ def test_a_server_of_somebody_holds_one_at_a_time_in_the_order_of_the_names(detb
     in_turn = [
         [
             f"/implementations/{name}/load",
-            f"/time/{name} 1 x 1",
+            f"/time/{name} 1 x 3",
             "/vram/reset",
             f"/time/{name} 1 x 7",
             f"/implementations/{name}/unload",

@@ -119,6 +119,8 @@ class AblationRunner:
                         self._left_out_where_refused(status.name),
                     ):
                         self._measure(servers, status, number)
+                if self._keeps:
+                    self._progress.say(f"round {number} of {self._repeats} is done")
         self._update(ended=_now())
         return self._ablation
 
@@ -158,7 +160,7 @@ class AblationRunner:
                 timings = sorted([*others, timing], key=lambda each: each.batch_size)
                 step = step.model_copy(update={"timings": timings})
                 self._keep(step)
-                if number == self._repeats:
+                if not self._keeps or number == self._repeats:
                     self._progress.say(f"{what}: {timing.median_ms:.1f} ms")
             if not server.alive():
                 return
