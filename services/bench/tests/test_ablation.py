@@ -155,8 +155,21 @@ def test_a_server_of_somebody_is_measured_after_a_first_load_and_the_report_says
     steps = ("--implementations", "compiled", "--repeats", "1", "--batches", "5")
     assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
     (step,) = measured(tmp_path / "outputs")["steps"]
+    assert step["label"] == "+ batched post-processing + channels_last + batch norm folded + torch.compile"
     assert (step["implementation"]["load_s"], step["implementation"]["first_load_s"]) == (90.5, 90.5)
     assert stub.calls.count("/implementations/compiled/load") == 1
+
+
+def test_a_row_over_a_gap_is_called_by_all_that_it_adds_to_the_one_that_was_measured(
+    detbench, stub: StubServer, tmp_path: Path
+):
+    steps = ("--implementations", "baseline", "channels-last", "compiled", "--repeats", "1", "--batches", "5")
+    assert detbench("run", "--ablation", "--host", stub.host, "--max-images", "1", *steps) == 0
+    assert [step["label"] for step in measured(tmp_path / "outputs")["steps"]] == [
+        "sequential eager",
+        "+ batched post-processing + channels_last",
+        "+ batch norm folded + torch.compile",
+    ]
 
 
 def test_what_cannot_run_is_left_out_with_the_reason(detbench, stub: StubServer, tmp_path: Path):

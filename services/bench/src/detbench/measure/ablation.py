@@ -4,7 +4,7 @@ Its rows are the server's: every implementation that names a technique, in the s
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,6 +74,7 @@ class AblationRunner:
         self._session = Session(plan.subject, run_dir, servers, progress, self._note_problem)
         self._reference: Reference | None = None
         self._rows: list[ImplementationStatus]
+        self._labels: dict[str, str]
         self._repeats: int
         self._keeps: bool
         self._warm: set[tuple[int, int]] = set()  # processes and batch sizes
@@ -93,6 +94,10 @@ class AblationRunner:
             self._rows, left_out = choose_rows(offered, plan.implementations, plan.subject.model_set)
             if plan.reverse:
                 self._rows.reverse()
+            by_name = {status.name: status for status in offered if status.technique}
+            self._labels = {
+                row.name: label_of(row.name, by_name, [each.name for each in self._rows]) for row in self._rows
+            }
             for name, reason in left_out.items():
                 self._progress.say(f"{name} is left out: {reason}")
             health = server.client.health()
@@ -147,7 +152,7 @@ class AblationRunner:
     def _measure_in(self, server: Server, status: ImplementationStatus, info: ImplementationInfo, number: int) -> None:
         """Time one round of a row. The first compares its outputs too, the last counts its kernels."""
         step = next((each for each in self._ablation.steps if each.implementation.name == status.name), None)
-        step = step or Step(label=label_of(status), implementation=info)
+        step = step or Step(label=self._labels[status.name], implementation=info)
         self._keep(step)
         for batch_size in self._plan.batch_sizes:
             what = f"{status.name}, batches of {batch_size}"
@@ -238,9 +243,25 @@ def choose_rows(
     return chosen, left_out
 
 
-def label_of(status: ImplementationStatus) -> str:
-    """What a row is called: the technique that it adds, or is."""
-    return status.technique if status.adds_to is None else f"+ {status.technique}"
+def label_of(name: str, offered: Mapping[str, ImplementationStatus], measured: Collection[str]) -> str:
+    """What a row is called: the technique that it is; or those that it adds to the nearest row that is measured, too.
+
+    Args:
+        name: of the row.
+        offered: all rows of the server, by name.
+        measured: the names of those that are measured.
+    """
+    status = offered[name]
+    if status.adds_to is None:
+        return str(status.technique)
+    techniques: list[str] = []
+    for _ in offered:  # a server whose rows add to each other in a circle ends here, too
+        techniques.insert(0, str(status.technique))
+        parent = offered.get(str(status.adds_to))
+        if parent is None or parent.name in measured or parent.adds_to is None:
+            break
+        status = parent
+    return "".join(f"+ {technique} " for technique in techniques).rstrip()
 
 
 def _with_round(

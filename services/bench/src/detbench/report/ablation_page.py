@@ -3,6 +3,7 @@
 from __future__ import annotations  # of matplotlib, which is imported where something is drawn
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from detbench.report.ablation import (
@@ -62,7 +63,7 @@ def _latency(steps: Sequence[Step], batch_size: int) -> str:
             end = max(timing.median_ms, timing.upper_quartile_ms)
             text = f"{duration(timing.median_ms)} ms{gain}"
             axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(rows)), [step.label for step, _ in rows])
+        axes.set_yticks(range(len(rows)), [fill(step.label, 26) for step, _ in rows])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.25 * max(timing.upper_quartile_ms for _, timing in rows))
         axes.set_xlabel(f"median latency of {images(batch_size)} (ms), and its quartiles; × baseline")

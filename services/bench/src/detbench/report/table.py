@@ -52,7 +52,8 @@ def table_of(
     """A table for a terminal, in the form that all have; `styles` has rich's style of each row."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column.heading.replace(" ", "\n"), justify="right" if column.numeric else "left", no_wrap=True)
+        heading, wraps = column.heading.replace(" ", "\n"), column.heading == "step"
+        table.add_column(heading, justify="right" if column.numeric else "left", no_wrap=not wraps)
     for number, cells in enumerate(rows):
         table.add_row(*(Text(cell, styles[number] if styles else "") for cell in cells))
     return table
