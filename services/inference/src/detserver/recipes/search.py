@@ -62,8 +62,8 @@ class Found:
 def candidates(search: Search, device: torch.device, model_set: ModelSet | None = None) -> list[Recipe]:
     """What there is to choose from, before compilation. On a GPU everything runs in one graph.
 
-    In float32 a GPU is not asked about channels_last: without tensor cores nothing there gains by it (an H200 took 0.99
-    to 1.11 of the time), and cuDNN compiles its kernels for that layout anew in each process, for every shape.
+    In float32 a GPU is not asked about channels_last: without tensor cores nothing there gains by it (an H200 took 0.98
+    to 1.13 of the time), and cuDNN compiles its kernels for that layout anew in each process, for every shape.
     """
     gpu = device.type == "cuda"
     start = Recipe(fold=True, postprocess="batched", precision=search.precision)
