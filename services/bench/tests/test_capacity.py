@@ -169,7 +169,9 @@ def test_with_the_time_that_is_the_default_a_capacity_is_found_within_five_perce
     passed, _ = rates(found)
     assert passed is not None
     # Where other processes have the cores, requests are late, which is part of their latency and is told.
-    late = {"sent-late", "cores-taken"} & {each["code"] for probe in found["probes"] for each in probe["run"]["warnings"]}
+    late = {"sent-late", "cores-taken"} & {
+        each["code"] for probe in found["probes"] for each in probe["run"]["warnings"]
+    }
     assert (0.85 if late else 0.95) * expected <= passed <= 1.05 * expected
     assert sum(probe["took_s"] for probe in found["probes"]) < 300
 
