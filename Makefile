@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs out of .venv, which `make install` fills from requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install bench gpu-bench test test-slow test-stack lint fmt serve locust datasets reference compare report \
+.PHONY: help install bench gpu-bench test test-slow test-all test-stack lint fmt serve locust datasets reference compare report \
   up down logs bench-stack outputs dashboards imports lock clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
@@ -57,6 +57,10 @@ test: lint ## lint, types and tests
 
 test-slow: install ## parity of every exact implementation, torch.compile, whole sessions (minutes)
 	$(PYTEST) -m slow --timeout 1500
+
+# What both need, as random weights and servers, is made once.
+test-all: lint ## test and test-slow in one session
+	$(PYTEST) -m "slow or not slow" --timeout 1500
 
 lint: install ## ruff, mypy, import-linter and hadolint
 	$(BIN)/ruff check .

@@ -26,7 +26,8 @@ socketserver.BaseServer.handle_error = _print_unless_gone  # type: ignore[method
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server, or networks, run in one process, so that these are made once."""
+    """Tests that share a server, or networks, run in one process, so that these are made once; slow ones come first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         package = Path(item.path).relative_to(Path(__file__).parent).parts[1]
         for shared in {"server", "small"} & {*getattr(item, "fixturenames", ())}:

@@ -56,6 +56,9 @@ def test_what_claims_to_be_exact_is_in_batches_too(
     listed = httpx.get(f"{server.host}/implementations").json()
     names = [each["name"] for each in listed if each["exact"] and model_set in each["model_sets"]]
     names.remove("baseline")
+    if model_set == "mixed":
+        # Five minutes for three networks, which are compiled as the one of `uniform` is; on a CPU not in batches.
+        names.remove("compiled")
     assert {"postprocess", "channels-last", "folded", "fastest"} <= {*names}
     common = ["--host", server.host, "--model-set", model_set, "--data-dir", data_dir, "--outputs-dir", tmp_path]
     common += ["--dataset", photos, "--max-images", IMAGES]
