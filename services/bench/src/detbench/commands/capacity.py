@@ -99,9 +99,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         type=percentage,
-        default=0.03,
+        default=0.02,
         metavar="P",
-        help="how near the rate that passed and the one that failed are to each other at the end (default: 3%%)",
+        help="how near the rate that passed and the one that failed are to each other at the end (default: 2%%)",
     )
     add_arrival_options(parser)
     parser.add_argument(

@@ -12,6 +12,7 @@ rate that passed fails, or the one that failed passes, the bracket moves, and th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from detbench.results.capacity import Ending, Outcome
 
@@ -75,7 +76,7 @@ class Bounds:
     requests: int
     max_duration_s: float
     max_rate: float = math.inf
-    precision: float = 0.03
+    precision: float = 0.02
     most_probes: int = 40
 
     @property
@@ -195,10 +196,11 @@ def _downwards(tried: Sequence[Tried], bounds: Bounds, high: int | None) -> Ask 
 
 
 def _upwards(tried: Sequence[Tried], bounds: Bounds, low: int, left_s: float) -> Ask | Ending:
-    """A step above the highest rate that passed; a small one where a rate that failed has passed since."""
+    """A step above the highest rate that passed, then its square, …; a small one first where a rate failed before."""
     passed = tried[low]
     if any(each.outcome == "failed" for each in tried):
-        step = (1 + bounds.precision) ** 2
+        since = len(list(takewhile(lambda each: each.outcome == "passed" and not each.confirms, reversed(tried))))
+        step = min(_FIRST_STEP, (1 + bounds.precision) ** 2 ** min(1 + since, 5))
     else:
         steps = len({each.rate for each in tried}) - 1
         step = min(_LARGEST_STEP, _FIRST_STEP**2 ** min(steps, 3))  # the third square is above the largest
