@@ -79,6 +79,7 @@ def killed_after(probes: int, command: list[str], outputs_dir: Path) -> dict[str
     return searched(found[0].parent)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_and_measures_nothing_twice(detbench, photo_dir, tmp_path, capsys):
     slo = ("--slo", "p90=100ms", "--slo", "errors=10%")
     with ScriptedServer(one_at_a_time(0.01)) as server:

@@ -158,6 +158,7 @@ def test_a_worker_without_a_sender_keeps_no_schedule_from_beginning(stub, data_d
     assert int(total["Request Count"]) > 20
 
 
+@pytest.mark.slow
 def test_a_schedule_goes_on_at_its_rate_when_a_worker_is_killed(stub, data_dir, tmp_path: Path):
     constant = ("--rate", "40", "--arrivals", "constant", "-t", "20s", "--processes", "2")
     _, log = open_loop(stub, data_dir, tmp_path, *constant, kill_one_after_s=2)

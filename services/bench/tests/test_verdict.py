@@ -90,6 +90,7 @@ def test_a_lengthened_run_ends_when_it_would_be_too_long(steady, detbench, photo
     assert "--until cannot lengthen --steps or --trace" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_and_nothing_is_measured_twice(steady, detbench, photo_dir, tmp_path: Path, capsys):
     outputs = tmp_path / "outputs"
     loads = command(steady, photo_dir, "--users", "1", "2", "3", "--duration", "1", "--repeats", "2")

@@ -10,25 +10,26 @@ from PIL import Image
 from running_server import RunningServer
 
 from detserver.http.schemas import Timings
-from detserver.models.model_sets import BUILT_IN
+from detserver.models.model_sets import BUILT_IN, read_model_sets
 from detserver.models.weights import WeightsStore
-from detserver.settings import Settings
-
-MIXED = BUILT_IN[0].models
 
 
-@pytest.mark.parametrize("index", range(3), ids=[spec.name for spec in MIXED])
-def test_the_served_answer_is_effdets(server: RunningServer, data_dir: Path, photos: list[Path], index: int):
-    spec = MIXED[index]
-    store = WeightsStore(data_dir / "weights", data_dir / "cache", seed=Settings().seed, allow_download=False)
+@pytest.mark.parametrize("name", ["quick", pytest.param("mixed", marks=pytest.mark.slow)])
+def test_the_served_answer_is_effdets(
+    server: RunningServer, quick: dict[str, str], store: WeightsStore, photos: list[Path], name: str
+):
+    file = Path(quick["DETSERVER_MODEL_SETS_FILE"])
+    (model_set,) = [each for each in (*BUILT_IN, *read_model_sets(file, file.parent)) if each.name == name]
     for photo in photos[:2]:
-        answer = server.infer("baseline", files={"file": photo.read_bytes()}).json()["detections"][index]
-        rows = effdet_rows(spec.architecture, spec.num_classes, store.get(spec).state_dict, photo)
-        assert answer["model_name"] == spec.name
-        assert answer["labels"] == rows[:, 5].astype(int).tolist()
-        # The same operations on the same machine; the order of a sum may differ with the number of threads.
-        np.testing.assert_allclose(answer["scores"], rows[:, 4], rtol=0, atol=1e-5)
-        np.testing.assert_allclose(answer["boxes"], rows[:, :4], rtol=0, atol=1e-2)
+        answers = server.infer(f"baseline?model_set={name}", files={"file": photo.read_bytes()}).json()["detections"]
+        for spec, answer in zip(model_set.models, answers, strict=True):
+            state = store.get(spec).state_dict
+            rows = effdet_rows(spec.architecture, spec.num_classes, state, photo, dict(spec.overrides))
+            assert answer["model_name"] == spec.name
+            assert answer["labels"] == rows[:, 5].astype(int).tolist()
+            # The same operations on the same machine; the order of a sum may differ with the number of threads.
+            np.testing.assert_allclose(answer["scores"], rows[:, 4], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(answer["boxes"], rows[:, :4], rtol=0, atol=1e-2)
 
 
 def test_boxes_lie_inside_the_uploaded_image(server: RunningServer, photos: list[Path]):
@@ -54,9 +55,12 @@ def test_times_add_up(server: RunningServer, photos: list[Path]):
 
 @pytest.mark.slow
 def test_two_servers_give_the_same_detections(server: RunningServer, start_server, photos: list[Path], tmp_path: Path):
-    other = start_server(data_dir=str(tmp_path / "empty"), preload="baseline")
+    other = start_server(data_dir=str(tmp_path / "empty"), preload="none")
     for photo in photos:
-        ours, theirs = (each.infer("baseline", files={"file": photo.read_bytes()}).json() for each in (server, other))
+        ours, theirs = (
+            each.infer("baseline?model_set=mixed", files={"file": photo.read_bytes()}).json()
+            for each in (server, other)
+        )
         for first, second in zip(ours["detections"], theirs["detections"], strict=True):
             assert [first[key] for key in ("boxes", "scores", "labels")] == [
                 second[key] for key in ("boxes", "scores", "labels")

@@ -143,7 +143,7 @@ def test_head_of_what_can_be_got_is_the_same_without_a_body(server: RunningServe
     schema = httpx.get(f"{server.url}/openapi.json").json()
     paths = [path for path, methods in schema["paths"].items() if "get" in methods]
     assert {"/health", "/ready", "/metrics", "/vram", "/implementations"} <= set(paths)
-    for path in [*(path.replace("{model_set}", "mixed") for path in paths), "/docs", "/openapi.json", "/nowhere"]:
+    for path in [*(path.replace("{model_set}", "quick") for path in paths), "/docs", "/openapi.json", "/nowhere"]:
         # On one connection: a body would be taken for the next answer.
         with httpx.Client(base_url=server.url) as client:
             head, got = client.head(path), client.get(path)
@@ -271,5 +271,5 @@ def test_every_500_is_json_counted_and_in_the_log_once(broken_server, photo: byt
         one_line(answer)
         assert rejected(broken_server, reason) == 1
         metrics = httpx.get(f"{broken_server.url}/metrics").text
-        assert f'detserver_requests_total{{implementation="{name}",model_set="mixed",status="500"}} 1.0' in metrics
+        assert f'detserver_requests_total{{implementation="{name}",model_set="quick",status="500"}} 1.0' in metrics
         assert broken_server.log[logged:].count("Traceback (most recent call last)") == 1

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import torch
 from PIL import Image
-from running_server import start, stop
+from running_server import stop
 
 from detserver.engine.engine import Engine
 from detserver.errors import BadConfiguration
@@ -137,9 +137,9 @@ sys.exit(__main__.main())
 """
 
 
-def test_a_server_whose_device_is_broken_says_so_and_ends(tmp_path: Path, data_dir: Path):
-    environment = {"DETSERVER_DATA_DIR": str(data_dir), "DETSERVER_PRELOAD": "invalid", "DETSERVER_DEVICE": "cpu"}
-    server = start(tmp_path, True, environment, program=("-c", PROGRAM))
+@pytest.mark.slow
+def test_a_server_whose_device_is_broken_says_so_and_ends(start_server):
+    server = start_server(preload="invalid", device="cpu", program=("-c", PROGRAM))
     reason = "cpu answers nothing but errors, and the server ends: CUDA error: an illegal memory access was encountered"
     try:
         with httpx.Client(base_url=server.url, timeout=30) as client:

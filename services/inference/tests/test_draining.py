@@ -77,8 +77,9 @@ def test_sigterm_in_the_middle_of_a_load_breaks_no_request(start_server, photos:
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow  # of models that take long
 def test_what_is_not_done_within_the_limit_is_told_so_and_counted(start_server, photos: list[Path]):
-    server = start_server(program=PROCESS, preload="baseline", drain_limit_s="1")
+    server = start_server(program=PROCESS, default_model_set="mixed", preload="baseline", drain_limit_s="1")
     data = photos[0].read_bytes()
     answers: list[httpx.Response] = []
     users = [
@@ -131,7 +132,11 @@ def test_every_answer_of_a_server_that_ends_is_its_connections_last(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "sent", [b"POST /infer/invalid HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf", b"GET /he"]
+    "sent",
+    [
+        b"POST /infer/invalid HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf",
+        pytest.param(b"GET /he", marks=pytest.mark.slow),
+    ],
 )
 def test_a_client_that_sends_half_a_request_keeps_no_server_alive(start_server, sent: bytes):
     server = start_server(program=PROCESS, preload="invalid", drain_limit_s="1")

@@ -40,7 +40,7 @@ ODD_FILES = sorted(path.name for path in ODD_FOLDER.glob("*") if path.is_file() 
 def test_an_odd_picture_is_answered_as_is_right_for_it(server: RunningServer, name: str):
     status, size = next((status, size) for pattern, status, size in ODD if fnmatch(name, pattern))
     data = (ODD_FOLDER / name).read_bytes()
-    answer = server.infer("invalid", files={"file": (name, data)})
+    answer = server.infer("invalid?model_set=mixed", files={"file": (name, data)})
     assert answer.status_code == status, answer.text
     if status == 200:
         assert size in (None, images.decode(data, LIMIT).size)

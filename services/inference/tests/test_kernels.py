@@ -12,6 +12,7 @@ from detserver.http.kernels import Counter
 from detserver.settings import Settings
 
 
+@pytest.mark.slow
 def test_the_process_has_the_servers_settings_and_its_reason_is_told(tmp_path: Path):
     counter = Counter(Settings(device="cuda:77", data_dir=tmp_path))
     reason = r"^the kernels of invalid on mixed were not counted: DETSERVER_DEVICE=cuda:77[^\n]*$"

@@ -38,6 +38,7 @@ def lean(program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_server_that_has_answered_has_imported_nothing_without_need_and_looks_at_none_of_it_for_garbage(
     start_server, photos: list[Path]
 ):

@@ -60,7 +60,7 @@ def sums_s(url: str, implementation: str) -> tuple[dict[str, float], float]:
             if sample.name == "detserver_stage_duration_seconds_sum":
                 stages[sample.labels["stage"]] = sample.value
             if sample.name == "detserver_request_duration_seconds_sum":
-                whole = sample.value
+                whole += sample.value
     return stages, whole
 
 

@@ -182,6 +182,7 @@ def weights(store, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return store
 
 
+@pytest.mark.slow
 def test_fastest_says_what_it_runs_and_searches_once(weights, small, monkeypatch, tmp_path: Path):
     fastest = Registry().get("fastest")
     first = fastest(small, weights, CPU)
@@ -194,6 +195,7 @@ def test_fastest_says_what_it_runs_and_searches_once(weights, small, monkeypatch
     assert second.remark == first.remark
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_is_left_out(weights, small, monkeypatch, caplog):
     onnxruntime = Recipe(fold=True, postprocess="batched", backend="onnxruntime")
     torch_alone = [recipe for recipe in candidates(Search(), CPU, small) if recipe.backend == "torch"][1:2]

@@ -70,6 +70,7 @@ def test_three_networks_take_as_many_convolutions_as_one(store, small, name: str
     assert of_three.count == of_one.count > 200
 
 
+@pytest.mark.slow
 def test_batch_norms_can_be_stacked_by_vmap_but_not_grouped(has_parity):
     has_parity(Recipe(stack="vmap", postprocess="batched"))
     assert "needs fold" in str(why_not(Recipe(stack="grouped", postprocess="batched"), torch.device("cpu")))

@@ -1,5 +1,6 @@
 """Class heads of different width, padded and cut again."""
 
+import pytest
 import torch
 
 from detserver.models.model_sets import BUILT_IN
@@ -7,6 +8,7 @@ from detserver.models.weights import WeightsStore
 from detserver.recipes.grouping.heads import classes_of, cut_classes, pad_class_heads
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_padded_and_cut_again_is_the_head_itself(store: WeightsStore):
     specs = BUILT_IN[1].models
