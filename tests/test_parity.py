@@ -13,7 +13,7 @@ from detbench.datasets import fetch
 from detbench.measure.server_process import ServerProcess
 
 # One runs and the others wait, so that there are batches of these sizes; the larger ones are in tests/recipes.
-SIZES = {1, 2, 4}
+SIZES = {1, 2}
 IMAGES = sum(SIZES)
 
 

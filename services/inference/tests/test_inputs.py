@@ -86,7 +86,7 @@ def test_a_trained_model_of_ones_own_in_the_data_folder_has_its_mean_average_pre
         'interpolation = "bilinear"\nfill_color = [124, 116, 104]\n'
     )
     models.chmod(0o555)
-    server = start_server(data_dir=str(tmp_path), default_model_set="aquarium", preload="baseline")
+    server = start_server(data_dir=str(tmp_path), model_sets_file="", default_model_set="aquarium", preload="baseline")
     truth = COCO(str(testdata / "aquarium" / "instances.json"))
     found = []
     for image in truth.loadImgs(truth.getImgIds()):

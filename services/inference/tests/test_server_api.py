@@ -30,7 +30,7 @@ def test_health_says_what_the_server_is(server: RunningServer):
 
 def test_implementations_say_what_they_claim_and_whether_they_are_loaded(server: RunningServer):
     baseline, invalid = get(server, "/implementations")[:2]
-    assert (baseline["name"], baseline["exact"], baseline["loaded"][-1]) == ("baseline", True, "quick")
+    assert (baseline["name"], baseline["exact"], "quick" in baseline["loaded"]) == ("baseline", True, True)
     assert (invalid["name"], invalid["exact"]) == ("invalid", False)
     assert invalid["model_sets"] == ["mixed", "uniform", "quick"]
 
@@ -51,8 +51,7 @@ def test_load_and_unload(start_server, photos: list[Path]):
 
 def test_implementations_say_what_loading_took(server: RunningServer):
     baseline = get(server, "/implementations")[0]
-    figures = baseline["loads"][-1]
-    assert figures["model_set"] == "quick"
+    (figures,) = [each for each in baseline["loads"] if each["model_set"] == "quick"]
     assert figures["load_s"] > 0
     assert figures["compile_s"] is None
     compiled = next(each for each in get(server, "/implementations") if each["name"] == "compiled")

@@ -222,8 +222,7 @@ def _fits(architecture: str, seen: Mapping[str, Any], found: StateDict) -> bool:
     given = {key: value for key, value in seen.items() if key != "num_classes"}
     changed = configuration.overrides(architecture, given)
     try:
-        with torch.device("meta"):
-            model = configuration.build(configuration.effdet_config(architecture, seen["num_classes"], changed))
+        model = configuration.build(configuration.effdet_config(architecture, seen["num_classes"], changed))
     except Exception:  # what effdet cannot build is none of its networks
         return False
     return not _differences(model.state_dict(), found)
