@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import selectors
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -55,7 +56,8 @@ class ScriptedServer(StubServer):
         self.lag_s = 0.0
 
     def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
+        # epoll, the default, rounds times up to whole milliseconds: 20 ms were 20.8.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._turns = asyncio.Semaphore(self._workers or 10**6)
         self._listening = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=512))
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
