@@ -55,7 +55,7 @@ gpu-bench: $(if $(filter file,$(origin PYTHON)),install) ## parity, ablation and
 test: lint ## lint, types and tests
 	$(PYTEST)
 
-test-slow: install ## parity of every exact implementation, torch.compile, whole sessions (minutes)
+test-slow: install ## parity of exact implementations, torch.compile, whole sessions (minutes)
 	$(PYTEST) -m slow --timeout 1500
 
 # What both need, as random weights and servers, is made once.

@@ -208,3 +208,15 @@ def test_steps_upwards_grow_until_one_fails():
     steps = [later / earlier for earlier, later in pairwise(upwards)]
     assert steps[:3] == pytest.approx([1.25, 1.25**2, 1.25**4], rel=1e-3)
     assert max(steps) == pytest.approx(4.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", [0.001, 0.02, 1.0])
+def test_above_a_rate_that_failed_by_bad_luck_steps_begin_small_and_grow(precision: float):
+    unlucky = (Tried(40.0, "failed", False, 5.0), Tried(39.9, "passed", True, 9.0), Tried(40.0, "passed", True, 9.0))
+    bounds = Bounds(start=40.0, requests=64, max_duration_s=3_000.0, precision=precision)
+    tried, _ = searched(lambda step: "passed", bounds, unlucky)
+    rates = [each.rate for each in tried[2:] if not (each.confirms and each.rate > 40.0)]
+    steps = [later / earlier for earlier, later in pairwise(rates)]
+    assert steps[0] == pytest.approx(min(1.25, (1 + precision) ** 2), rel=1e-3)
+    assert steps[-1] == pytest.approx(1.25, rel=1e-3)
+    assert all(later >= 0.999 * earlier for earlier, later in pairwise(steps))

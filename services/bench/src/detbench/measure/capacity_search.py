@@ -200,7 +200,8 @@ def _upwards(tried: Sequence[Tried], bounds: Bounds, low: int, left_s: float) ->
     passed = tried[low]
     if any(each.outcome == "failed" for each in tried):
         since = len(list(takewhile(lambda each: each.outcome == "passed" and not each.confirms, reversed(tried))))
-        step = min(_FIRST_STEP, (1 + bounds.precision) ** 2 ** min(1 + since, 5))
+        # The ninth square is above the first step of any precision from 0.1 %, and of 100 % still a number.
+        step = min(_FIRST_STEP, (1 + bounds.precision) ** 2 ** min(1 + since, 9))
     else:
         steps = len({each.rate for each in tried}) - 1
         step = min(_LARGEST_STEP, _FIRST_STEP**2 ** min(steps, 3))  # the third square is above the largest
