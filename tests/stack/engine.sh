@@ -8,6 +8,7 @@
 set -euo pipefail
 STACK_DIR=${STACK_DIR:-/var/tmp/detbench-stack}
 SOCKET=unix://$STACK_DIR/docker.sock
+BUILD_CACHE=12GB
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -70,8 +71,11 @@ up() {
   echo "export DOCKER_HOST=$SOCKET"
 }
 
+# Every run builds images of gigabytes. Of those before nothing is kept but the layers that the next build can use.
 down() {
   [ -f "$STACK_DIR/pid" ] || return 0
+  DOCKER_HOST=$SOCKET docker image prune --force >/dev/null || true
+  DOCKER_HOST=$SOCKET docker builder prune --force --keep-storage "$BUILD_CACHE" >/dev/null || true
   kill "$(cat "$STACK_DIR/pid")" 2>/dev/null || true
 }
 

@@ -27,10 +27,14 @@ KINDS: dict[str, tuple[int, bytes, int | None]] = {
     "error": (500, b'{"detail": "broken"}', None),
     "empty": (200, b"", None),
     "truncated": (200, _body({}), 40),
+    "cut JSON": (200, _body({})[:40], None),
     "no model": (200, _body(None), None),
     "NaN": (200, _body({"scores": [float("nan")]}), None),
     "infinity": (200, _body({"boxes": [[0.0, 0.0, float("inf"), 1.0]]}), None),
 }
+
+# A timer is late by so much at most; the rest of a service time is waited for by yielding.
+_TIMER_LATE_S = 1e-3
 
 # Number of a request, from 0, and seconds since the first came, to the seconds that it takes and its kind.
 Script = Callable[[int, float], tuple[float, str]]
@@ -44,12 +48,14 @@ class ScriptedServer(StubServer):
 
     Args:
         workers: requests that are served at a time, the others waiting for their turn; None: all.
+        busy: whether it takes a core for itself, and is not late by the tenths of a millisecond in which one wakes up.
     """
 
-    def __init__(self, script: Script, workers: int | None = None) -> None:
+    def __init__(self, script: Script, workers: int | None = None, busy: bool = False) -> None:
         super().__init__(entry("scripted"))
         self._script = script
         self._workers = workers
+        self._busy = busy
         self._number = 0
         self._first_s: float | None = None
         self.took_s: dict[int, float] = {}
@@ -57,9 +63,10 @@ class ScriptedServer(StubServer):
 
     def __enter__(self) -> Self:
         # epoll, the default, rounds times up to whole milliseconds: 20 ms were 20.8.
-        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._loop = asyncio.SelectorEventLoop(_NeverWaits() if self._busy else selectors.SelectSelector())
         self._turns = asyncio.Semaphore(self._workers or 10**6)
-        self._listening = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=512))
+        listening = self._loop.create_server(lambda: _Talk(self), "127.0.0.1", 0, backlog=512)
+        self._listening = self._loop.run_until_complete(listening)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._watch_itself(), self._loop)
@@ -79,36 +86,28 @@ class ScriptedServer(StubServer):
     def host(self) -> str:
         return f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with (
-            contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError),
-            contextlib.closing(writer),
-        ):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                method, path, _ = head[0].split()
-                lengths = [line.split(":")[1] for line in head if line.lower().startswith("content-length:")]
-                await reader.readexactly(int(lengths[0]) if lengths else 0)
-                if path.startswith("/infer/"):
-                    status, body, sent = KINDS[await self._infer_scripted()]
-                else:
-                    parts, _, query = path.partition("?")
-                    pairs = dict(each.split("=") for each in query.split("&") if each)
-                    answer = self.get(parts) if method == "GET" else self.post(parts, pairs)
-                    status, body, sent = 200, json.dumps(answer).encode(), None
-                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:sent])
-                await writer.drain()
-                if sent is not None:
-                    return
+    async def _answer(self, transport: asyncio.Transport, method: str, path: str, came_s: float) -> None:
+        if path.startswith("/infer/"):
+            status, body, sent = KINDS[await self._infer_scripted(came_s)]
+        else:
+            parts, _, query = path.partition("?")
+            pairs = dict(each.split("=") for each in query.split("&") if each)
+            answer = self.get(parts) if method == "GET" else self.post(parts, pairs)
+            status, body, sent = 200, json.dumps(answer).encode(), None
+        transport.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:sent])
+        if sent is not None:
+            transport.close()
 
-    async def _infer_scripted(self) -> str:
-        now_s = self._loop.time()
-        self._first_s = now_s if self._first_s is None else self._first_s
+    async def _infer_scripted(self, came_s: float) -> str:
+        self._first_s = came_s if self._first_s is None else self._first_s
         number, self._number = self._number, self._number + 1
+        waits = self._turns.locked()
         async with self._turns:
-            began_s = self._loop.time()
+            began_s = self._loop.time() if waits else came_s
             service_s, kind = self._script(number, began_s - self._first_s)
-            await asyncio.sleep(service_s)
+            await asyncio.sleep(service_s - _TIMER_LATE_S)
+            while self._loop.time() < began_s + service_s:
+                await asyncio.sleep(0)
             self.took_s[number] = self._loop.time() - began_s
         return kind
 
@@ -118,6 +117,36 @@ class ScriptedServer(StubServer):
             await asyncio.sleep(0.005)
             if self._number:
                 self.lag_s = max(self.lag_s, self._loop.time() - before_s - 0.005)
+
+
+class _NeverWaits(selectors.SelectSelector):
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(0)
+
+
+class _Talk(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self._server = server
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        came_s = self._server._loop.time()
+        self._received += data
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return
+        first, *lines = head.decode("latin-1").split("\r\n")
+        lengths = [int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length:")]
+        if len(rest) < sum(lengths):
+            return
+        self._received = rest[sum(lengths) :]
+        method, path, _ = first.split()
+        self._task = asyncio.Task(self._server._answer(self._transport, method, path, came_s), loop=self._server._loop)
 
 
 def implied(arrivals_s: list[float], script: Script, workers: int | None = None) -> list[float]:

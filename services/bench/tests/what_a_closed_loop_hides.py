@@ -8,11 +8,12 @@ should run.
 
 import contextlib
 import csv
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,18 +96,41 @@ def measure(case: Case, photos: Path) -> None:
     by_calculation = percentiles([1e3 * latency_s for latency_s in implied(arrivals_s, case.script, case.workers)])
     row(case.title, f"by calculation, {case.rate:g}/s", "", (each.value_ms for each in by_calculation))
     offered = OpenLoop(schedule=str(schedule), rate=case.rate, seed=1, max_in_flight=512)
-    with ScriptedServer(case.script, case.workers) as server:
-        request = LoadRequest(server.host, "scripted", "single", str(photos), photos, 1, offered, case.duration_s)
+    with serving(case) as (host, lag_s):
+        request = LoadRequest(host, "scripted", "single", str(photos), photos, 1, offered, case.duration_s)
         load = run_load(request, lambda message: None)
-        lag_ms = 1e3 * server.lag_s
+        lag_ms = 1e3 * lag_s()
     assert load.latency is not None
     found = [each.value_ms for each in load.latency.percentiles().values()]
     row("", f"open loop, {case.rate:g}/s", f"{load.answered:,}", found)
     doubts = "; ".join(doubt.message for doubt in doubts_of(load, offered))
     print(f"{case.title}: the server was late by up to {lag_ms:.1f} ms; {load.lateness}; {doubts}", file=sys.stderr)
-    with ScriptedServer(case.script, case.workers) as server:
-        count, stock = stock_locust(server.host, case)
+    with serving(case) as (host, _):
+        count, stock = stock_locust(host, case)
     row("", f"stock Locust, {case.users} users", f"{count:,}", stock)
+
+
+@contextlib.contextmanager
+def serving(case: Case) -> Iterator[tuple[str, Callable[[], float]]]:
+    """The server of a case in a process of its own, on a core of its own: its address, and by how much it was late."""
+    here, there = multiprocessing.Pipe()
+
+    def serve() -> None:
+        with ScriptedServer(case.script, case.workers, busy=True) as server:
+            there.send(server.host)
+            there.recv()
+            there.send(server.lag_s)
+
+    process = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
+    process.start()
+
+    def lag_s() -> float:
+        here.send("end")
+        return here.recv()
+
+    yield here.recv(), lag_s
+    process.terminate()
+    process.join()
 
 
 def stock_locust(host: str, case: Case) -> tuple[int, list[float]]:

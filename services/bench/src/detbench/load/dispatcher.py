@@ -10,11 +10,13 @@ from locust.exception import StopUser
 
 from detbench.load.schedules import Slot
 
-# gevent's timers are late by up to a millisecond, because epoll's timeouts are whole ones.
-_TIMER_LATE_S = 1e-3
-# Yielding until a slot is due takes the core for a millisecond. Between slots that are nearer than this it would leave
-# the senders less than four fifths of the core, and being late by a millisecond matters less than that.
-_FAR_APART_S = 5e-3
+# A sender has its slot so long before, makes the request, and yields until it is due: gevent's timers are late by a
+# millisecond, because epoll's timeouts are whole ones.
+_AHEAD_S = 1.5e-3
+# Yielding takes the core, which a server on the same machine may need. Where slots are so many that it would take more
+# of the time than this, they come when the timer says.
+_YIELDING_SHARE = 0.2
+_CREDIT_S = 1.0
 # A dispatcher that has not come to a slot so long after the end of the load does not send it any more.
 _OVERTIME_S = 1.0
 
@@ -46,7 +48,7 @@ class Dispatcher:
         return len(self._idle)
 
     def next_task(self) -> Task:
-        """Wait for what to send next; a sender calls it.
+        """Wait for what to send next; a sender calls it, makes the request, and calls `yield_until`.
 
         Raises:
             StopUser: there is no more.
@@ -67,10 +69,14 @@ class Dispatcher:
             start_s: on CLOCK_MONOTONIC.
             closes_s: on the same clock; what it has not come to a second later is dropped.
         """
-        before_s = start_s
+        yielded_s, before_s = 0.0, start_s
         for number, time_s in slots:
             due_s = start_s + time_s
-            _wait_until(due_s, yielding=due_s - before_s > _FAR_APART_S)
+            ahead = yielded_s < _YIELDING_SHARE * (due_s - start_s + _CREDIT_S)
+            _sleep_until(due_s - _AHEAD_S if ahead else due_s)
+            if not self._idle:
+                _sleep_until(due_s)
+            yielded_s += max(0.0, due_s - max(before_s, time.monotonic()))
             before_s = due_s
             if self._idle and time.monotonic() < closes_s + _OVERTIME_S:
                 self._idle.pop().set(Task(number, due_s))
@@ -81,12 +87,12 @@ class Dispatcher:
             waiting.set_exception(StopUser())
 
 
-def _wait_until(due_s: float, yielding: bool) -> None:
-    """Sleep until `due_s`. The senders run meanwhile, also where it is past: a late dispatcher must not starve them."""
-    left_s = due_s - time.monotonic()
-    if not yielding:
-        gevent.sleep(max(0.0, left_s))
-        return
-    gevent.sleep(max(0.0, left_s - _TIMER_LATE_S))
-    while time.monotonic() < due_s:
+def yield_until(time_s: float) -> None:
+    """Let others run until a time that is near, on CLOCK_MONOTONIC; a timer would be late."""
+    while time.monotonic() < time_s:
         gevent.sleep(0)
+
+
+def _sleep_until(time_s: float) -> None:
+    """Sleep. The senders run meanwhile, also where it is past: a late dispatcher must not starve them."""
+    gevent.sleep(max(0.0, time_s - time.monotonic()))

@@ -31,15 +31,15 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 from greenlet import GreenletExit
-from locust import FastHttpUser, constant, events, stats, task
-from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
+from locust import User, constant, events, stats, task
 from locust.env import Environment
-from locust.exception import StopUser
+from locust.exception import CatchResponseError, StopUser
 from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
 from detbench.api.client import REFUSED_IMAGE, base_url
 from detbench.errors import DetbenchError
-from detbench.load.dispatcher import Dispatcher
+from detbench.load.dispatcher import Dispatcher, yield_until
+from detbench.load.http_connection import Answer, Connection
 from detbench.load.locust_options import server_host
 from detbench.load.metrics import LOADING, LoadMetrics, RunnerState, serve
 from detbench.load.recorder import Request
@@ -67,15 +67,12 @@ _spawned = Event()
 _initialised = Event()
 
 
-class DetectorUser(FastHttpUser):
+class DetectorUser(User):
     """Sends photos back to back, each user starting at another one: a closed loop. With the environment's `dispatcher`
     it sends the slots of an open loop, each with the photo of its number.
     """
 
     wait_time = constant(0)
-    network_timeout = 600.0
-    connection_timeout = 10.0
-
     numbers = itertools.count()
 
     def on_start(self) -> None:
@@ -87,9 +84,10 @@ class DetectorUser(FastHttpUser):
         images = self.workload.images if self.workload else ()
         self._images: Iterator[Image] = itertools.cycle(_rotate(images, self.number))
         self._dispatcher: Dispatcher | None = self.environment.dispatcher
+        assert self.host is not None
+        self._connection = Connection(self.host)
         if self._dispatcher is not None:  # so that no slot's latency holds it, nor do all connect when the load begins
-            with contextlib.suppress(*FAILURE_EXCEPTIONS):  # told by the requests
-                _ = self.client.client.urlopen(f"{self.host}/health").content
+            self._connection.send(self._connection.get_message("/health"))
 
     @task
     def infer(self) -> None:
@@ -114,26 +112,31 @@ class DetectorUser(FastHttpUser):
             scheduled_s: when it was to be sent, on CLOCK_MONOTONIC; None: now.
         """
         self._metrics.started()
+        path = f"/infer/{workload.implementation}?model_set={workload.model_set}"
+        message = self._connection.post_message(path, image.content_type, image.data)
+        if scheduled_s is not None:
+            yield_until(scheduled_s)
         sent_s = time.monotonic()
-        # Locust hands its listeners a copy of the context; the request in it is what reaches them.
         request = Request(self.number, sent_s, sent_s if scheduled_s is None else scheduled_s, photo=image.sha256)
         self.sending(request)
-        with self.client.post(
-            f"/infer/{workload.implementation}?model_set={workload.model_set}",
-            data=image.data,  # type: ignore[arg-type] # bytes are right; Locust's annotation says str
-            headers={"Content-Type": image.content_type},
+        answer = self._connection.send(message)
+        failure = None
+        try:
+            if answer.error or answer.status_code != 200:
+                raise ValueError(answer.error or _failure(image.name, answer))
+            request.answer = check_answer(answer.content, workload)
+        except ValueError as error:
+            failure = CatchResponseError(str(error))
+        self.environment.events.request.fire(
+            request_type="POST",
             name=f"{workload.implementation} {workload.model_set}",
+            response_time=1e3 * (answer.answered_s - sent_s),
+            response_length=len(answer.content),
+            response=answer,
+            exception=failure,
             context={"request": request},
-            catch_response=True,
-        ) as response:
-            try:
-                if response.status_code != 200:
-                    raise ValueError(_failure(image.name, response.status_code, response.content))
-                request.answer = check_answer(response.content or b"", workload)
-                response.success()
-            except ValueError as error:
-                response.failure(str(error))
-        return request.answer is not None
+        )
+        return failure is None
 
     def sending(self, request: Request) -> None:
         """Called with each request when it is sent; for those who count them."""
@@ -371,8 +374,6 @@ def _rotate(images: Sequence[Image], by: int) -> Sequence[Image]:
     return [*images[start:], *images[:start]]
 
 
-def _failure(photo: str, status: int, body: bytes | None) -> str:
-    if status == 0:
-        return "no answer: connection refused, broken, or timed out"
-    whose = f"{photo}: " if status in REFUSED_IMAGE else ""
-    return f"{whose}HTTP {status}: {(body or b'')[:200].decode(errors='replace')}"
+def _failure(photo: str, answer: Answer) -> str:
+    whose = f"{photo}: " if answer.status_code in REFUSED_IMAGE else ""
+    return f"{whose}HTTP {answer.status_code}: {answer.content[:200].decode(errors='replace')}"
