@@ -79,7 +79,7 @@ def test_what_is_right_alone_and_wrong_under_load_is_caught(detbench, tmp_path: 
     "load",
     [
         ("--users", "4"),
-        ("--users", "4", "--processes", "2"),
+        pytest.param(("--users", "4", "--processes", "2"), marks=pytest.mark.slow),
         ("--rate", "60", "--max-in-flight", "8", "--processes", "2"),
     ],
 )

@@ -54,6 +54,7 @@ def run(stub: StubServer, data_dir: Path, folder: Path, seconds: int) -> tuple[s
     return log, *(list(csv.DictReader((folder / f"load_{what}.csv").open())) for what in ("stats", "failures"))
 
 
+@pytest.mark.slow
 def test_a_worker_stays_with_its_master_while_an_implementation_takes_long_to_load(stub, data_dir, tmp_path: Path):
     stub.load_s = 5
     log, stats, failures = run(stub, data_dir, tmp_path, seconds=9)
@@ -142,7 +143,9 @@ def open_loop(
     return list(csv.DictReader((folder / "load_stats.csv").open())), log
 
 
-@pytest.mark.parametrize("processes", [(), ("--processes", "3")], ids=["alone", "three workers"])
+@pytest.mark.parametrize(
+    "processes", [pytest.param((), marks=pytest.mark.slow), ("--processes", "3")], ids=["alone", "three workers"]
+)
 def test_locust_sends_a_schedule_that_its_workers_share(stub, data_dir, tmp_path: Path, processes: tuple[str, ...]):
     rows, log = open_loop(stub, data_dir, tmp_path, "--rate", "40", "--arrivals", "constant", "-t", "10s", *processes)
     assert "Traceback" not in log
@@ -153,6 +156,7 @@ def test_locust_sends_a_schedule_that_its_workers_share(stub, data_dir, tmp_path
     assert int(rows[-1]["Request Count"]) == pytest.approx(len(stub.infer_times_s), rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_sender_keeps_no_schedule_from_beginning(stub, data_dir, tmp_path: Path):
     (*_, total), _ = open_loop(stub, data_dir, tmp_path, "--rate", "20", "-t", "8s", "--processes", "3", users=1)
     assert int(total["Request Count"]) > 20

@@ -41,6 +41,7 @@ def test_a_session_leaves_its_tables_and_an_archive_per_step(session, tmp_path: 
     assert list(tmp_path.glob("tmp*")) == []
 
 
+@pytest.mark.slow
 def test_a_step_without_time_is_cut_off_and_the_next_one_has_its_turn(session):
     status, out = session(STEPS="first ablation", LIMIT_S="4")
     assert status == 1

@@ -85,7 +85,7 @@ def users_by_little(row: dict[str, str]) -> float:
 # ── The host ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("variable", ["LOCUST_HOST", "BENCHMARK_HOST"])
+@pytest.mark.parametrize("variable", [pytest.param("LOCUST_HOST", marks=pytest.mark.slow), "BENCHMARK_HOST"])
 def test_the_host_may_come_from_a_variable(stub, locust: Locust, variable: str):
     locust.environment[variable] = stub.host
     status, log = locust.run()
@@ -93,6 +93,7 @@ def test_the_host_may_come_from_a_variable(stub, locust: Locust, variable: str):
     assert int(locust.rows()[0]["Request Count"]) > 10
 
 
+@pytest.mark.slow
 def test_without_a_host_it_is_port_8000_of_this_machine(locust: Locust):
     with contextlib.ExitStack() as stack:
         try:
@@ -104,7 +105,7 @@ def test_without_a_host_it_is_port_8000_of_this_machine(locust: Locust):
         assert stub.calls.count("/infer/slow") > 10
 
 
-@pytest.mark.parametrize("written", ["{0}/", "{1}"])
+@pytest.mark.parametrize("written", ["{0}/", pytest.param("{1}", marks=pytest.mark.slow)])
 def test_a_host_is_taken_as_it_is_meant(stub, locust: Locust, written: str):
     status, log = locust.run("--host", written.format(stub.host, stub.host.removeprefix("http://")))
     assert status == 0, log
@@ -122,7 +123,7 @@ def test_a_host_that_is_none_is_told_in_one_line(locust: Locust, host: str):
 # ── The clocks ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+@pytest.mark.parametrize("processes", [(), pytest.param(("--processes", "2"), marks=pytest.mark.slow)])
 def test_run_time_and_statistics_begin_when_the_load_does(stub, locust: Locust, processes: tuple[str, ...]):
     stub.load_s = 4
     status, log = locust.run("--host", stub.host, *processes, seconds=3)
@@ -171,7 +172,7 @@ def wait_for_state(client: httpx.Client, *states: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture(params=[0, 1], ids=["alone", "with a worker"])
+@pytest.fixture(params=[pytest.param(0, marks=pytest.mark.slow), 1], ids=["alone", "with a worker"])
 def web_ui(
     request, stub, locust: Locust
 ) -> Iterator[tuple[Callable[..., httpx.Client], list["subprocess.Popen[str]"]]]:
@@ -248,7 +249,7 @@ def test_a_refused_load_ends_the_test_in_the_web_ui_and_another_can_be_started(s
 # ── The end ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+@pytest.mark.parametrize("processes", [(), pytest.param(("--processes", "2"), marks=pytest.mark.slow)])
 def test_a_test_without_an_answer_is_a_failure(stub, locust: Locust, processes: tuple[str, ...]):
     stub.infer_s = 60
     status, log = locust.run("--host", stub.host, *processes, seconds=1)
@@ -293,7 +294,7 @@ def test_a_signal_ends_it_with_what_was_measured_in_the_files(stub, locust: Locu
     assert stub.calls.count("/infer/slow") - int(locust.rows()[0]["Request Count"]) <= 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_it_while_it_loads(stub, locust: Locust, number: signal.Signals):
     stub.load_s = 20
     process = locust.start("--host", stub.host, "--headless", "-t", "5s")
@@ -347,7 +348,7 @@ def test_every_process_has_metrics_on_a_port_of_its_own(stub, locust: Locust):
     assert all(worker["detbench_request_duration_seconds_count"] > 5 for worker in workers)
 
 
-@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+@pytest.mark.parametrize("processes", [(), pytest.param(("--processes", "2"), marks=pytest.mark.slow)])
 def test_a_metrics_port_in_use_is_told_and_the_load_goes_on(stub, locust: Locust, processes: tuple[str, ...]):
     port = locust.environment["BENCHMARK_METRICS_PORT"] = stub.host.rpartition(":")[2]
     status, log = locust.run("--host", stub.host, *processes)

@@ -263,6 +263,7 @@ def broken_server(start_server, tmp_path: Path, monkeypatch) -> RunningServer:
     return start_server(program=PROCESS, preload="")
 
 
+@pytest.mark.slow
 def test_every_500_is_json_counted_and_in_the_log_once(broken_server, photo: bytes):
     for name, reason in (("broken", "InferenceFailed"), ("unready", "InternalError")):
         logged = len(broken_server.log)

@@ -126,7 +126,9 @@ def assert_equal(found: StateDict, expected: StateDict, tolerance: float = 0) ->
         assert torch.allclose(found[key].float(), value.float(), rtol=tolerance, atol=tolerance), key
 
 
-@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize(
+    "wrapping", [pytest.param(each, marks=[pytest.mark.slow] if "compile" in each else []) for each in WRAPPED]
+)
 def test_whatever_was_wrapped_around_it_the_weights_are_found(weights: StateDict, tmp_path: Path, wrapping: str):
     torch.save(WRAPPED[wrapping](weights), tmp_path / "fish.pth")
     found = read_checkpoint(tmp_path / "fish.pth", SPEC)

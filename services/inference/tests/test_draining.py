@@ -101,6 +101,7 @@ def test_what_is_not_done_within_the_limit_is_told_so_and_counted(start_server, 
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 def test_sigterm_while_it_loads_ends_it_promptly(start_server, tmp_path: Path):
     server = start_server(program=PROCESS, wait=False, preload="baseline", data_dir=str(tmp_path / "empty"))
     while "calibrating" not in server.log:

@@ -32,8 +32,7 @@ class KeptServers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._kept):
-            self.end(name)
+        self.end_all()
 
     def of(self, status: ImplementationStatus) -> tuple[Server, ImplementationInfo]:
         """The server in which `status` alone is loaded, and what it is and took; started where there is none.
@@ -56,6 +55,11 @@ class KeptServers:
             self.end(name)
         else:
             self._largest_mb = max(self._largest_mb, server.memory().peak_mb or 0.0)
+
+    def end_all(self) -> None:
+        """End every server; the next one of each implementation is a new one."""
+        for name in list(self._kept):
+            self.end(name)
 
     def end(self, name: str) -> None:
         """End the server of this name."""
