@@ -50,6 +50,7 @@ def test_a_step_without_time_is_cut_off_and_the_next_one_has_its_turn(session):
     assert "## ablation of single: cut off" in summary
 
 
+@pytest.mark.slow
 def test_without_compilation_that_step_is_left_out_and_each_says_its_share(session, capfd):
     session(STEPS="first ablation compiled", COMPILE="false", LIMIT_S="4")
     said = capfd.readouterr().out

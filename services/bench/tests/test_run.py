@@ -74,6 +74,7 @@ def peaks_of_new_servers() -> Iterator[list[tuple[datetime, float]]]:
         watcher.join()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # three servers, and two processes that count kernels, where others use the cores too
 def test_a_sweep_measures_compares_and_reports(detbench, tmp_path: Path, capsys):
     sweep = ("run", "--implementations", "baseline", "invalid", "--users", "1", "2", "--duration", "3", "--warmup", "1")
@@ -259,6 +260,7 @@ def test_a_photo_that_the_server_refuses_is_named_among_the_failures(data_dir: P
     assert error.startswith("astronaut.png: HTTP 400: ")
 
 
+@pytest.mark.slow
 def test_prometheus_can_read_a_locust_that_runs(server: ServerProcess, data_dir: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -71,7 +71,7 @@ ENTRY_POINTS = {
 }
 
 
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+@pytest.mark.parametrize("entry_point", [pytest.param("detbench", marks=pytest.mark.slow), "locust", "driver"])
 def test_every_entry_point_works_with_all_variables_empty(stub, tmp_path: Path, entry_point: str):
     ended = subprocess.run(
         [sys.executable, "-m", *ENTRY_POINTS[entry_point], "--host", stub.host],

@@ -36,8 +36,8 @@ Detector = Callable[[str, int], DetBenchPredict]
 SEED = Settings().seed
 OFFSETS = {(model.architecture, model.num_classes): model.seed_offset for each in BUILT_IN for model in each.models}
 D0, D1, D2 = (f"tf_efficientdet_d{index}" for index in range(3))
-# Others have tests in which their weights are made anyway.
-LARGE = [pytest.param(D1, 90, marks=pytest.mark.slow), pytest.param(D2, 90, marks=pytest.mark.slow)]
+# Quick are those whose weights other quick tests have, too: making some takes ten seconds or more.
+MODELS = [(D0, 90), (D0, 7), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((D0, 20), (D1, 90), (D2, 90)))]
 PHOTOS = [
     Path(skimage.__file__).parent / "data" / name
     for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -87,7 +87,7 @@ def test_a_few_boxes_stand_out_in_a_photograph(detector: Detector, photo: Path, 
 
 
 @pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"{TESTDATA} is absent")
-@pytest.mark.parametrize(("architecture", "num_classes"), [(D0, 90), (D0, 7), (D0, 20), *LARGE])
+@pytest.mark.parametrize(("architecture", "num_classes"), MODELS)
 def test_a_few_boxes_stand_out_in_photographs_of_every_kind(
     detector: Detector, architecture: str, num_classes: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_few_boxes_stand_out_in_photographs_of_every_kind(
         assert_scores_are_spread(detector(architecture, num_classes), photo)
 
 
-@pytest.mark.parametrize(("architecture", "num_classes"), [(D0, 90), (D0, 7), (D0, 20), *LARGE])
+@pytest.mark.parametrize(("architecture", "num_classes"), MODELS)
 def test_the_weights_of_the_built_in_sets_are_those_that_figures_were_measured_with(
     store: WeightsStore, architecture: str, num_classes: int
 ) -> None:

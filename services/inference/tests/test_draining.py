@@ -132,11 +132,12 @@ def test_every_answer_of_a_server_that_ends_is_its_connections_last(tmp_path: Pa
         assert (ready.status_code, ready.json()["detail"]) == (503, "the server is about to end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [
         b"POST /infer/invalid HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf",
-        pytest.param(b"GET /he", marks=pytest.mark.slow),
+        b"GET /he",
     ],
 )
 def test_a_client_that_sends_half_a_request_keeps_no_server_alive(start_server, sent: bytes):

@@ -51,6 +51,7 @@ def test_its_error_is_there_and_bounded(
         assert abs(len(got) - len(wanted)) <= len(wanted)
 
 
+@pytest.mark.slow
 @needs_nncf
 def test_without_photographs_it_says_how_to_get_some(own: WeightsStore):
     with pytest.raises(CannotRun, match="run `detbench datasets sample`"):

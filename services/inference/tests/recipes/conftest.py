@@ -29,7 +29,7 @@ def small() -> ModelSet:
         (
             ModelSpec("seven", "tf_efficientdet_d0", 7, seed_offset=9, overrides=size),
             ModelSpec("other", "tf_efficientdet_d1", 7, overrides=size),
-            ModelSpec("twenty", "tf_efficientdet_d0", 20, seed_offset=1, overrides=size),
+            ModelSpec("ninety", "tf_efficientdet_d0", 90, overrides=size),
         ),
     )
 

@@ -215,6 +215,7 @@ def test_what_cannot_be_converted_is_left_out(weights, small, monkeypatch, caplo
     assert "left out, because it failed: an operator" in caplog.text
 
 
+@pytest.mark.slow
 def test_fastest_gives_baselines_answers(weights, small, images, expected):
     implementation = Registry().get("fastest")(small, weights, CPU)
     implementation.load()

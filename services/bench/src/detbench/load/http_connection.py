@@ -48,7 +48,7 @@ class Answer:
 
 
 class _TimedSocket(gevent.socket.socket):
-    """Knows when the last that it returned had arrived (`arrived_s`, on CLOCK_MONOTONIC)."""
+    """Knows when what it returned last had arrived (`arrived_s`, on CLOCK_MONOTONIC)."""
 
     def __init__(self, fileno: int) -> None:
         super().__init__(fileno=fileno)
@@ -70,9 +70,6 @@ class _TimedSocket(gevent.socket.socket):
 
 class Connection:
     """Sends one request after the other; opened by the first, and again when the server has closed it.
-
-    It is closed with the last reference to it, so not while others are waiting for answers: a server that is told of
-    hundreds of closed connections at once has no time for them.
 
     Args:
         host: base URL of the server, http or https; a name and a password in it are sent along.
