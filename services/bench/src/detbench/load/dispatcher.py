@@ -14,9 +14,8 @@ from detbench.load.schedules import Slot
 # millisecond, because epoll's timeouts are whole ones.
 _AHEAD_S = 1.5e-3
 # Yielding takes the core, which a server on the same machine may need. Where slots are so many that it would take more
-# of the time than this, they come when the timer says.
-_YIELDING_SHARE = 0.2
-_CREDIT_S = 1.0
+# of the time than this, they come when the timer says. The share is of the load so far and one second more.
+_YIELDING_SHARE, _CREDIT_S = 0.2, 1.0
 # A dispatcher that has not come to a slot so long after the end of the load does not send it any more.
 _OVERTIME_S = 1.0
 
