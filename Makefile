@@ -1,11 +1,12 @@
 # `make` lists the targets. Everything runs out of .venv, which `make install` fills from requirements.lock.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install bench gpu-bench test test-slow test-all test-stack lint fmt serve locust datasets reference compare report \
+.PHONY: help install bench gpu-bench bench-peers test test-slow test-all test-stack lint fmt serve locust datasets reference compare report \
   up down logs bench-stack outputs dashboards imports lock clean
 
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 # uv from PATH, else one of our own: a PATH without it needs nothing but Python and its venv module.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -51,6 +52,16 @@ bench: install ## measure baseline, invalid and fastest on this machine, and rep
 # A PYTHON from outside is taken as it is, with everything importable.
 gpu-bench: $(if $(filter file,$(origin PYTHON)),install) ## parity, ablation and load of every implementation in one session, see scripts/gpu-bench
 	scripts/gpu-bench
+
+$(PEERS)/.installed: services/bench/peers/requirements.lock | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(PEERS)
+	$(UV) pip sync --python $(PEERS)/bin/python --require-hashes services/bench/peers/requirements.lock
+	$(UV) pip install --quiet --python $(PEERS)/bin/python --no-deps --no-build-isolation \
+	  --editable services/inference --editable services/bench
+	@touch $@
+
+bench-peers: $(PEERS)/.installed ## the server beside LitServe and BentoML, installed for it into .venv-peers: docs/results/peers.md
+	$(PEERS)/bin/python services/bench/peers/bench.py
 
 test: lint ## lint, types and tests
 	$(PYTEST)
@@ -129,6 +140,10 @@ lock: | $(filter .uv/bin/uv,$(UV)) ## pin the newest versions of everything in r
 	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 	  --custom-compile-command "make lock" --no-annotate --group dev --extra onnxruntime --extra openvino-int8 --upgrade \
 	  services/inference/pyproject.toml services/bench/pyproject.toml --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
+	  --custom-compile-command "make lock" --no-annotate --upgrade services/bench/peers/requirements.in \
+	  services/inference/pyproject.toml services/bench/pyproject.toml \
+	  --output-file services/bench/peers/requirements.lock
 
 clean: ## remove .venv and caches; data and outputs stay
-	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) .uv .mypy_cache .ruff_cache .pytest_cache

@@ -202,6 +202,47 @@ def live() -> Dashboard:
                 ("sum by (implementation, model_set) (detserver_implementation_loaded)", NAMED),
             )
         )
+        .with_panel(
+            graph(
+                "Not the models",
+                "Share of the server's time for a request that is neither forward nor postprocess, the wait for the "
+                "device left out: receiving, decoding, letterboxes, upload, serialising.",
+                "percentunit",
+                (
+                    f"1 - sum by (implementation) (rate(detserver_stage_duration_seconds_sum{{{CHOSEN},"
+                    'stage=~"forward|postprocess"}[$__rate_interval])) / '
+                    f"(sum by (implementation) (rate(detserver_stage_duration_seconds_sum{{{CHOSEN},"
+                    'stage!="queue"}[$__rate_interval])) > 0)',
+                    "{{implementation}}",
+                ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Refused, abandoned, late",
+                "Requests per second that never reached the device, or whose answer nobody waited for: no place "
+                "(QueueFull), a deadline that could not be met (DeadlineMissed), a client that has gone (ClientGone).",
+                "reqps",
+                (
+                    'sum by (reason) (rate(detserver_rejected_total{reason=~"QueueFull|DeadlineMissed|ClientGone|'
+                    'NotReady|OutOfMemory"}[$__rate_interval]))',
+                    "{{reason}}",
+                ),
+            ).axis_soft_max(1)
+        )
+        .with_panel(
+            graph(
+                "The device's work",
+                "Images that the device has worked on per second, whatever became of their requests; bytes of pictures "
+                "that crossed to it (none on a CPU).",
+                "short",
+                (
+                    f"sum by (implementation) (rate(detserver_device_images_total{{{CHOSEN}}}[$__rate_interval])) > 0",
+                    "images/s {{implementation}}",
+                ),
+                ("sum(rate(detserver_device_upload_bytes_total[$__rate_interval])) / 1e6", "MB/s uploaded"),
+            )
+        )
         .with_row(Row("Memory and GPU"))
         .with_panel(
             graph(

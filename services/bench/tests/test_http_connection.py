@@ -101,7 +101,7 @@ def test_requests_go_over_one_connection():
         assert [(each.status_code, each.content) for each in answers] == [(200, b"0"), (200, b"0")]
         assert before_s < answers[0].answered_s < answers[1].answered_s < time.monotonic()
     host = f"Host: 127.0.0.1:{server.port}"
-    headers = f"{host}\r\nUser-Agent: detbench\r\nContent-Type: image/png\r\nContent-Length: 5"
+    headers = f"{host}\r\nUser-Agent: detbench\r\nContent-Type: image/png\r\nContent-Length: 5\r\nX-Deadline-Ms: 600000"
     assert server.received[0].decode() == f"POST /infer/x?model_set=y HTTP/1.1\r\n{headers}\r\n\r\n12345"
     assert server.received[1].decode() == f"GET /health HTTP/1.1\r\n{host}\r\nUser-Agent: detbench\r\n\r\n"
 

@@ -206,7 +206,7 @@ def test_a_client_that_leaves_before_its_body_is_there_is_counted_and_no_error(s
 def test_a_client_that_leaves_before_its_answer_is_there_is_counted(server: RunningServer, photo: bytes):
     before = rejected(server, "ClientGone")
     with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{server.url}/infer/baseline", **raw(photo, "image/jpeg"), timeout=0.2)
+        httpx.post(f"{server.url}/infer/baseline", **raw(photo, "image/jpeg"), timeout=0.05)
     while rejected(server, "ClientGone") == before:
         time.sleep(0.05)
     assert server.infer("invalid", **raw(photo, "image/jpeg")).status_code == 200

@@ -19,7 +19,7 @@ from detserver.models.calibrate import _DepthwiseByShifts, calibrated_state_dict
 from detserver.models.configuration import input_config
 from detserver.models.model_sets import BUILT_IN, ModelSpec, create_model
 from detserver.models.weights import WeightsStore
-from detserver.preprocess import letterbox
+from detserver.preprocess import Picture, letterbox
 from detserver.settings import Settings
 
 # Of the model sets that every figure in docs/results was measured with.
@@ -58,7 +58,7 @@ def detector(store: WeightsStore) -> Detector:
 
 
 def model_input(path: Path, bench: DetBenchPredict) -> torch.Tensor:
-    return letterbox(Image.open(path).convert("RGB"), input_config(bench.config)).pixels[None]
+    return letterbox(Picture.of(Image.open(path).convert("RGB")), input_config(bench.config)).pixels[None]
 
 
 def assert_scores_are_spread(bench: DetBenchPredict, photo: Path) -> None:

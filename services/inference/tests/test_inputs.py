@@ -17,7 +17,7 @@ from detserver.errors import ImageTooSmall
 from detserver.models.configuration import ARCHITECTURES
 from detserver.models.model_sets import read_model_sets
 from detserver.models.weights import WeightsStore
-from detserver.preprocess import InputConfig, letterbox
+from detserver.preprocess import InputConfig, Picture, letterbox
 
 # Kinds differ in what effdet says of the input, and in padding and order of the network's layers.
 KINDS = {
@@ -109,9 +109,9 @@ def test_a_picture_fits_by_both_sides_of_the_input(size: tuple[int, int], fits: 
     picture = Image.new("RGB", size)
     if not fits:
         with pytest.raises(ImageTooSmall, match="512x256"):
-            letterbox(picture, config)
+            letterbox(Picture.of(picture), config)
         return
-    found = letterbox(picture, config)
+    found = letterbox(Picture.of(picture), config)
     assert found.pixels.shape == (3, 256, 512)
     assert found.pixels[:, -1, -1].tolist() == [1, -1, -1], "the padding has the fill colour"
     assert found.pixels[:, 0, 0].tolist() == [-1, -1, -1]

@@ -37,16 +37,39 @@ def test_implementations_say_what_they_claim_and_whether_they_are_loaded(server:
 
 def test_load_and_unload(start_server, photos: list[Path]):
     server = start_server(preload="none")
+    data = photos[0].read_bytes()
+    # A request loads what it needs.
+    assert server.infer("invalid", files={"file": data}).status_code == 200
     load = f"{server.url}/implementations/invalid/load?model_set=uniform"
     assert httpx.post(load, timeout=60).json()["load_s"] > 0
     assert httpx.post(load, timeout=60).json()["load_s"] == 0
-    assert get(server, "/implementations")[1]["loaded"] == ["uniform"]
-    assert server.infer("invalid?model_set=uniform", files={"file": photos[0].read_bytes()}).status_code == 200
+    assert get(server, "/implementations")[1]["loaded"] == ["quick", "uniform"]
+    assert server.infer("invalid?model_set=uniform", files={"file": data}).status_code == 200
     unload = f"{server.url}/implementations/invalid/unload?model_set=uniform"
     assert httpx.post(unload).json()["was_loaded"] is True
     assert httpx.post(unload).json()["was_loaded"] is False
-    # A request loads what it needs.
-    assert server.infer("invalid?model_set=uniform", files={"file": photos[0].read_bytes()}).status_code == 200
+    # But not what somebody has unloaded.
+    refused = server.infer("invalid?model_set=uniform", files={"file": data})
+    assert refused.status_code == 409
+    assert "POST /implementations/invalid/load" in refused.json()["detail"]
+    assert server.infer("invalid", files={"file": data}).status_code == 200
+    assert httpx.post(load, timeout=60).status_code == 200
+    assert server.infer("invalid?model_set=uniform", files={"file": data}).status_code == 200
+
+
+def test_a_request_is_answered_by_its_deadline_or_refused_with_when_to_come_back(server: RunningServer, photos):
+    data = photos[0].read_bytes()
+
+    def ask(deadline_ms: str) -> httpx.Response:
+        return server.infer("baseline", content=data, headers=PNG | {"X-Deadline-Ms": deadline_ms})
+
+    assert ask("60000").status_code == 200
+    refused = ask("1")
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert "deadline" in refused.json()["detail"]
+    for wrong in ("0", "-1", "soon", "nan", "1e99"):
+        assert ask(wrong).status_code == 422
 
 
 def test_implementations_say_what_loading_took(server: RunningServer):
@@ -74,7 +97,7 @@ def test_kernels_are_counted_once_in_another_process(start_server):
     assert counted("vmap/kernels?model_set=mixed").status_code == 409
 
 
-def test_loading_in_the_middle_of_requests_fails_none_of_them(start_server, photos: list[Path]):
+def test_loading_in_the_middle_of_requests_fails_none_but_those_for_what_was_unloaded(start_server, photos: list[Path]):
     server = start_server(preload="none")
     data = photos[0].read_bytes()
     statuses: list[int] = []
@@ -92,7 +115,11 @@ def test_loading_in_the_middle_of_requests_fails_none_of_them(start_server, phot
             assert answer.status_code == 200
     for thread in threads:
         thread.join()
-    assert statuses == [200] * 30
+    assert len(statuses) == 30
+    assert set(statuses) <= {200, 409}
+    assert httpx.post(f"{server.url}/implementations/invalid/load?model_set=uniform", timeout=60).status_code == 200
+    ask()
+    assert statuses[30:] == [200] * 10
 
 
 def test_a_batch_is_timed_on_the_device(server: RunningServer, photos: list[Path]):
@@ -180,6 +207,10 @@ def test_one_request_too_many_is_429_with_retry_after(start_server, photos: list
         ({"device": "gpu"}, "DETSERVER_DEVICE=gpu is no device"),
         ({"default_model_set": "nothing"}, "nothing"),
         ({"queue_size": "many"}, "DETSERVER_QUEUE_SIZE"),
+        ({"max_batch_size": "8"}, "DETSERVER_MAX_BATCH_SIZE: Value error, '8' is not of the form NAME=NUMBER"),
+        ({"max_batch_size": "fastest=2,slowest=8"}, "DETSERVER_MAX_BATCH_SIZE: no implementation 'slowest'"),
+        ({"max_batch_size": "fastest=0"}, "DETSERVER_MAX_BATCH_SIZE: Value error, 'fastest=0' is not"),
+        ({"max_queue_delay_ms": "fastest=-1"}, "DETSERVER_MAX_QUEUE_DELAY_MS"),
         ({"model_sets_file": "/nowhere.toml"}, "/nowhere.toml"),
     ],
 )

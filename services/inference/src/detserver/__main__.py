@@ -17,7 +17,7 @@ from pydantic_settings import CliApp
 
 from detserver.errors import BadConfiguration
 from detserver.http.draining import DrainingServer
-from detserver.settings import Settings
+from detserver.settings import LOG_FORMAT, Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -34,12 +34,14 @@ def main() -> int:
             settings = CliApp.run(Settings)
             logging.basicConfig(
                 level=settings.log_level.upper(),
-                format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+                format=LOG_FORMAT,
                 stream=sys.stderr,
             )
             # Both log a line per request, which a hostile client could fill a disk with.
             for chatty in ("httpx", "python_multipart"):
                 logging.getLogger(chatty).setLevel(logging.ERROR)
+            # Before numba is imported; beside its sources it may not be allowed to write.
+            os.environ.setdefault("NUMBA_CACHE_DIR", str(settings.cache_dir.absolute() / "numba"))
             with _garbage_left():
                 # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
                 from detserver import lean_imports

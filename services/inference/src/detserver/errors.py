@@ -65,6 +65,12 @@ class CannotRun(DetserverError):
     status = 409
 
 
+class NotLoaded(DetserverError):
+    """Raised when an implementation was unloaded for a model set, and nobody has loaded it again since."""
+
+    status = 409
+
+
 class WeightsRefused(DetserverError):
     """Raised when a weights file is not the model's: other keys, other shapes, a wrong checksum, not readable."""
 
@@ -96,9 +102,16 @@ class MissingField(DetserverError):
 
 
 class QueueFull(DetserverError):
-    """Raised when as many requests as the limit allows are being worked on already."""
+    """Raised when as many requests as the limits allow are being worked on, received or kept waiting already."""
 
     status = 429
+    retry_after_s = 1
+
+
+class DeadlineMissed(DetserverError):
+    """Raised when a request cannot be answered by its deadline: at once where that can be foreseen, else when it is."""
+
+    status = 503
     retry_after_s = 1
 
 

@@ -1,13 +1,16 @@
 """Every setting of the server. Each is an environment variable, `DETSERVER_` and its name in capitals."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 NOTHING = "none"
 """As `preload`: nothing is loaded until somebody asks."""
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class Settings(BaseSettings):
@@ -41,6 +44,15 @@ class Settings(BaseSettings):
         0, ge=0, description="images decoded and preprocessed at the same time; 0 is one per CPU that may be used"
     )
     queue_size: int = Field(32, ge=1, description="requests in work at the same time; one more is answered 429")
+    deadline_s: float = Field(
+        60, gt=0, description="seconds within which a request is answered or refused, if it names none (X-Deadline-Ms)"
+    )
+    max_batch_size: Annotated[list[str], NoDecode] = Field(
+        [], description="largest batch, as `fastest=8,vmap=4`; an implementation's own otherwise"
+    )
+    max_queue_delay_ms: Annotated[list[str], NoDecode] = Field(
+        [], description="how long a free device waits for a larger batch, as `fastest=5`; not at all otherwise"
+    )
     max_upload_mb: float = Field(20, gt=0, description="largest accepted body, MB (10^6 bytes)")
     max_megapixels: float = Field(50, gt=0, description="largest accepted image, megapixels")
     body_timeout_s: float = Field(30, gt=0, description="seconds that a client may take to send its body")
@@ -61,12 +73,31 @@ class Settings(BaseSettings):
         # Compose passes "" for whatever its .env does not set.
         return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
 
-    @field_validator("preload", mode="before")
+    @field_validator("preload", "max_batch_size", "max_queue_delay_ms", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return [part.strip() for part in value.split(",") if part.strip()] if value.strip() != NOTHING else []
+
+    @field_validator("max_batch_size", "max_queue_delay_ms")
+    @classmethod
+    def _of_implementations(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        form = r"[^=]+=0*[1-9]\d*" if info.field_name == "max_batch_size" else r"[^=]+=\d+(\.\d+)?"
+        for part in value:
+            if not re.fullmatch(form, part):
+                raise ValueError(f"{part!r} is not of the form NAME=NUMBER")
+        return value
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The largest batch, by implementation."""
+        return {name: int(size) for name, size in (part.split("=") for part in self.max_batch_size)}
+
+    @property
+    def queue_delays_s(self) -> dict[str, float]:
+        """How long a free device waits for a larger batch, by implementation."""
+        return {name: 1e-3 * float(delay) for name, delay in (part.split("=") for part in self.max_queue_delay_ms)}
 
     @property
     def weights_dir(self) -> Path:

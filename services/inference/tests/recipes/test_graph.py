@@ -1,7 +1,7 @@
 """What a capture does, in which order and on which device. CUDA is a fake that writes down what it is asked."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -125,7 +125,7 @@ def test_unloading_drops_the_graphs_first_and_their_memory_last(done: list[str],
             for release in plan.release:
                 release()
 
-    loaded = LoadedImplementations(SimpleNamespace(), SECOND)
+    loaded = LoadedImplementations(SimpleNamespace(), SECOND, nullcontext)
     loaded._loaded["captured", "none"] = Captured(SimpleNamespace(), SimpleNamespace(), SECOND)
     done.clear()
     assert loaded.unload(("captured", "none"))

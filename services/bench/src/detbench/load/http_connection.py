@@ -99,7 +99,9 @@ class Connection:
         """A request that takes `content` to `path`, which begins with a slash; for `send`."""
         head = (
             f"POST {self._prefix}{path} HTTP/1.1\r\n{self._headers}"
-            f"Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n"
+            # Nothing is refused for the time that it would take: how long an overloaded server takes is to be seen.
+            f"X-Deadline-Ms: {1e3 * _ANSWER_TIMEOUT_S:.0f}\r\n\r\n"
         )
         return head.encode() + content
 

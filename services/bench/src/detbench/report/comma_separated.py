@@ -47,6 +47,7 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         **{f"lateness_{name}": getattr(load and load.lateness, name, None) for name in Lateness.model_fields},
         "generator_cpu_percent": max(load.generator_cpu_percent, default=None) if load else None,
         **{f"{stage}_mean_ms": load.stages_ms.get(stage) if load else None for stage in _STAGES},
+        "not_model_share": load.not_model_share if load else None,
         **memory_fields(run.memory),
         **_fields(run.device, ("energy_j", "power_w", "throttled")),
         "joules_per_1000_images": run.joules_per_1000_images,

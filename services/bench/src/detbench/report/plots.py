@@ -165,7 +165,7 @@ class Plots:
         return self._draw("Latency percentiles of every run", self._height(), draw)
 
     def stages(self) -> str:
-        """Where the server's time goes: the share of each stage in a request."""
+        """Where the server's time goes: the share of each stage in a request, and that of all but the models."""
 
         def draw(axes: Axes) -> None:
             for place, row in enumerate(self._rows):
@@ -176,9 +176,12 @@ class Plots:
                     share = 100 * row.run.load.stages_ms.get(stage, 0.0) / whole
                     axes.barh(place, share, left=left, color=colour, height=0.6, label=stage if place == 0 else None)
                     left += share
+                not_models = row.run.load.not_model_share
+                if not_models is not None:
+                    axes.annotate(f" {100 * not_models:.2g} %", (100, place), va="center")
             self._name_rows(axes)
             axes.set_xlim(0, 100)
-            axes.set_xlabel("share of the server's time of a request (%)")
+            axes.set_xlabel("share of the server's time of a request (%); right: not the models, the queue left out")
             axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.42, 1.0), handlelength=1)
 
         return self._draw("Share of each stage in the server's time", self._height() + 0.5, draw)

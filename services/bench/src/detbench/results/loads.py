@@ -145,3 +145,11 @@ class Load(Record):
     errors: dict[str, int] = Field(description="reason to count")
     series: Series
     generator_cpu_percent: list[float] = Field(description="CPU of each process of the load generator; 100 is one core")
+
+    @property
+    def not_model_share(self) -> float | None:
+        """Share of the server's time for a request, the wait for the device left out, that its models do not take."""
+        whole_ms = sum(ms for stage, ms in self.stages_ms.items() if stage != "queue")
+        if not whole_ms:
+            return None
+        return 1 - (self.stages_ms.get("forward", 0.0) + self.stages_ms.get("postprocess", 0.0)) / whole_ms

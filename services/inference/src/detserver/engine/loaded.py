@@ -1,19 +1,22 @@
-"""The implementations that are loaded, and their memory. All calls come from the device thread."""
+"""The implementations that are loaded, and their memory."""
 
 import gc
 import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from detserver.engine.work import Answer, Key, LoadFigures, check_outputs, failures
 from detserver.errors import DetserverError
 from detserver.implementations.base import BaseModelImpl
-from detserver.machine.device import clear_workspaces, use_libraries
+from detserver.machine.device import claim, clear_workspaces, use_libraries
+from detserver.machine.memory import give_free_memory_back
 from detserver.machine.profiling import count_kernels
 from detserver.machine.timing import seconds_of
 from detserver.models.model_sets import ModelSet
@@ -23,63 +26,94 @@ from detserver.preprocess import PreparedImage
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Prepared:
+    """An implementation that only has to be loaded, once; `cached` are the files that the cache folder had before."""
+
+    key: Key
+    implementation: BaseModelImpl | None
+    cached: set[Path]
+
+
 class LoadedImplementations:
     """Loads, runs and unloads implementations.
+
+    `prepare` and `load` may be called beside the device thread, everything else by it alone.
 
     Args:
         weights: where they take their weights from.
         device: where they run.
+        alone: a context in which nothing else uses the device.
 
     Attributes:
         figures: what loading took, of what is loaded.
         slow_nms: batches whose NMS had to look at all candidates, of all that ever was loaded.
+        images: that the device has worked on, of all that ever was loaded.
     """
 
-    def __init__(self, weights: WeightsStore, device: torch.device) -> None:
+    def __init__(
+        self, weights: WeightsStore, device: torch.device, alone: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._weights = weights
         self._device = device
+        self._alone = alone
         self._loaded: dict[Key, BaseModelImpl] = {}
         self.figures: dict[Key, LoadFigures] = {}
         self.slow_nms: Counter[Key] = Counter()
+        self.images: Counter[Key] = Counter()
 
     def keys(self) -> list[Key]:
         """What can serve at once."""
-        return list(self._loaded)
+        return list(self.figures)
 
-    def get(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> BaseModelImpl:
-        """The implementation, which is loaded where it is not yet."""
-        self.load(implementation, model_set)
-        return self._loaded[implementation.name, model_set.name]
+    def get(self, key: Key) -> BaseModelImpl | None:
+        """The implementation; None where it is not loaded."""
+        return self._loaded.get(key)
 
-    def load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
-        """Load an implementation; `load_s` is 0 when it was loaded already."""
+    def prepare(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> Prepared:
+        """Make what loading finds made, however long it takes: downloads, weights, converted networks."""
         key = implementation.name, model_set.name
-        if key in self._loaded:
-            return replace(self.figures[key], load_s=0.0, first=False)
         log.info("loading %s for %s", *key)
+        cached = self._weights.cached_files()
+        with failures(key):
+            built = implementation(model_set, self._weights, self._device)
+            built.alone = self._alone
+            built.prepare()
+        return Prepared(key, built, cached)
+
+    def load(self, prepared: Prepared) -> LoadFigures:
+        """Load an implementation."""
+        key, built = prepared.key, prepared.implementation
+        assert built is not None
+        prepared.implementation = None  # else what a failed load has made would live as long as `prepared`
+        claim(self._device)
         try:
             with failures(key):
-                self._loaded[key], self.figures[key] = self._build(implementation, model_set)
+                use_libraries(self._device)
+                start = time.perf_counter()
+                built.load()
+                built.synchronize()
+                load_s = time.perf_counter() - start
         except DetserverError as error:
-            # The frames of a failed load hold what it had built.
-            for each in (error, error.__cause__):
-                if each is not None:
-                    traceback.clear_frames(each.__traceback__)
-            self._give_memory_back()
+            del built
+            self.give_memory_back(error)
             raise
-        log.info("loaded %s for %s in %.1f s", *key, self.figures[key].load_s)
+        first = not self._weights.cached_files() <= prepared.cached
+        self._loaded[key] = built
+        self.figures[key] = LoadFigures(load_s, built.compile_s, built.remark, first)
+        log.info("loaded %s for %s in %.1f s", *key, load_s)
         return self.figures[key]
 
     def unload(self, key: Key) -> bool:
         """Unload an implementation and give its memory back; returns whether it was loaded."""
-        built = self._loaded.pop(key, None)
         self.figures.pop(key, None)
+        built = self._loaded.pop(key, None)
         was_loaded = built is not None
         if built is not None:
             built.unload()
             del built
             log.info("unloaded %s for %s", *key)
-        self._give_memory_back()
+        self.give_memory_back()
         return was_loaded
 
     def unload_all(self) -> None:
@@ -91,6 +125,7 @@ class LoadedImplementations:
     def predict(self, built: BaseModelImpl, key: Key, images: Sequence[PreparedImage]) -> list[Answer]:
         """Detections of each image of a batch."""
         built.stopwatch.take()  # of a batch that failed
+        self.images[key] += len(images)
         start = time.perf_counter()
         with failures(key):
             outputs = built.predict_batch(images)
@@ -127,20 +162,13 @@ class LoadedImplementations:
         self.slow_nms[key] += built.slow_nms
         built.slow_nms = 0
 
-    def _build(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> tuple[BaseModelImpl, LoadFigures]:
-        before = self._weights.cached_files()
-        use_libraries(self._device)
-        built = implementation(model_set, self._weights, self._device)
-        built.prepare()
-        start = time.perf_counter()
-        built.load()
-        built.synchronize()
-        load_s = time.perf_counter() - start
-        first = not self._weights.cached_files() <= before
-        return built, LoadFigures(load_s, built.compile_s, built.remark, first)
-
-    def _give_memory_back(self) -> None:
+    def give_memory_back(self, error: BaseException | None = None) -> None:
+        """Let the device have what nothing uses any more, after what `error` has interrupted."""
+        for each in (error, error and error.__cause__):
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)  # they hold what it had built, or computed
         gc.collect()
+        give_free_memory_back()
         if self._device.type == "cuda":
             clear_workspaces()
             torch.cuda.empty_cache()

@@ -1,6 +1,7 @@
 """What the device thread is given to do, and what it answers."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from detserver.errors import DetserverError, InferenceFailed, OutOfMemory
-from detserver.implementations.base import BaseModelImpl, DetectionOutput
+from detserver.implementations.base import DetectionOutput
 from detserver.models.model_sets import ModelSet
 from detserver.preprocess import PreparedImage
 
@@ -50,27 +51,29 @@ class LoadFigures:
     first: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """One image that waits for one implementation."""
+    """One image that waits for one implementation until `deadline`, and since `queued`, by `time.perf_counter`."""
 
-    implementation: type[BaseModelImpl]
-    model_set: ModelSet
+    key: Key
     image: PreparedImage
+    deadline: float
     future: "Future[Answer]" = field(default_factory=Future)
-
-    @property
-    def key(self) -> Key:
-        """Requests of equal keys may run as one batch."""
-        return self.implementation.name, self.model_set.name
+    queued: float = field(default_factory=time.perf_counter)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """A function that is to run in the device thread."""
 
     function: Callable[[], Any]
     future: "Future[Any]" = field(default_factory=Future)
+
+
+def fail(item: Request | Call, error: Exception) -> None:
+    """Answer what waits, or is in work, with `error`; nothing where nobody waits for it any more."""
+    if item.future.running() or item.future.set_running_or_notify_cancel():
+        item.future.set_exception(error)
 
 
 @contextmanager

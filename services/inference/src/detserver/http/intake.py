@@ -13,13 +13,25 @@ STARTED = "detserver.started"
 class Intake:
     """Notes when a request came, answers HEAD as GET without the body, and lets connections end where the server does.
 
+    What is refused by its headers alone is answered here: a server that is asked for more than it can do spends no time
+    on routes and parameters of what it refuses.
+
     Args:
+        refused: what answers a request that is refused by its headers, given its scope and when they were there; None
+            for every other one.
         ending: whether the server is about to end.
         refusal: what answers a request that is cancelled because the server does not wait for it any longer.
     """
 
-    def __init__(self, app: ASGIApp, ending: Callable[[], bool], refusal: Callable[[], ASGIApp]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        refused: Callable[[Scope, float], ASGIApp | None],
+        ending: Callable[[], bool],
+        refusal: Callable[[], ASGIApp],
+    ) -> None:
         self._app = app
+        self._refused = refused
         self._ending = ending
         self._refusal = refusal
 
@@ -42,9 +54,10 @@ class Intake:
             await send(message)
 
         # A copy: whoever sends the answer is to know that it was HEAD.
-        inner = {**scope, STARTED: time.perf_counter(), "method": "GET" if head else scope["method"]}
+        started = time.perf_counter()
+        inner = {**scope, STARTED: started, "method": "GET" if head else scope["method"]}
         try:
-            await self._app(inner, receive, send_on)
+            await (self._refused(inner, started) or self._app)(inner, receive, send_on)
         except asyncio.CancelledError:
             if not answered:
                 await self._refusal()(inner, receive, send_on)

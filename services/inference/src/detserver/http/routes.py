@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Scope
 
 from detserver import __version__
 from detserver.errors import BodyTimeout, DetserverError, NotReady
@@ -43,6 +44,8 @@ _IMAGE_BODY = {
         },
     }
 }
+
+_LONGEST_DEADLINE_MS = 86_400_000  # a day
 
 ModelSetName = Annotated[str | None, Query(description="a model set; the server's default where it is absent")]
 
@@ -79,8 +82,13 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="detserver", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     app.state.server = server
 
+    def refused(scope: Scope, started: float) -> ASGIApp | None:
+        error = server.refusal(scope, started)
+        return None if error is None else _problem(error)
+
     app.add_middleware(
         Intake,
+        refused=refused,
         ending=lambda: server.ending,
         refusal=lambda: _problem(NotReady("the server ends, and did not wait for this request any longer")),
     )
@@ -184,8 +192,20 @@ def create_app(settings: Settings) -> FastAPI:
         responses=_problems(400, 404, 408, 409, 413, 415, 422, 429, 500, 503),
         openapi_extra=_IMAGE_BODY,
     )
-    async def infer(implementation: str, request: Request, model_set: ModelSetName = None) -> Response:
-        answer = await server.infer(implementation, model_set, request, request.scope[STARTED])
+    async def infer(
+        implementation: str,
+        request: Request,
+        model_set: ModelSetName = None,
+        x_deadline_ms: Annotated[
+            float | None,
+            Header(
+                gt=0,
+                le=_LONGEST_DEADLINE_MS,
+                description="answer or refuse within so many ms; else DETSERVER_DEADLINE_S",
+            ),
+        ] = None,
+    ) -> Response:
+        answer = await server.infer(implementation, model_set, request, request.scope[STARTED], x_deadline_ms)
         return Response(answer, media_type="application/json")
 
     @app.post(

@@ -157,10 +157,10 @@ class Timings(BaseModel):
     """Where the time of one request went, ms. Each stage begins where the one before it ended: they add up."""
 
     receive: float = Field(description="from the request's headers to the end of its body")
-    wait: float = Field(description="until a decoding thread was free")
+    wait: float = Field(description="until it was loaded, where it was not, and a decoding thread was free")
     decode: float = Field(description="from the file to an upright picture")
-    preprocess: float = Field(description="letterbox and normalisation for every input size")
-    queue: float = Field(description="until the device began with the batch; loading, where that was needed")
+    preprocess: float = Field(description="upload to the device, letterbox and normalisation for every input size")
+    queue: float = Field(description="until the device began with the batch")
     forward: float = Field(description="the networks, for the whole batch")
     postprocess: float = Field(description="the rest of the device's time for the whole batch")
     serialise: float = Field(description="until the answer's bytes were ready")

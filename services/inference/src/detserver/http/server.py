@@ -2,33 +2,43 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+import math
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from pydantic_core import to_json
 from starlette.requests import Request
+from starlette.types import Scope
 
+from detserver.engine.admission import Admission
 from detserver.engine.engine import Engine
-from detserver.engine.work import Answer
-from detserver.errors import BadConfiguration, CannotRun, ClientGone, DetserverError, NotReady
-from detserver.http import kernels, schemas
+from detserver.engine.work import Answer, Key
+from detserver.errors import BadConfiguration, CannotRun, DeadlineMissed, DetserverError, NotReady
+from detserver.http import answers, kernels, schemas
+from detserver.http.deadlines import asked_for, deadline
+from detserver.http.listing import broken_implementation, build_labels, model_set_info
 from detserver.http.stages import Stages
 from detserver.http.telemetry import Telemetry
 from detserver.http.upload import read_image
+from detserver.http.waiting import by, unless_gone
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl
 from detserver.machine.cpus import usable_cpus
 from detserver.machine.description import describe
 from detserver.machine.device import usable_device
-from detserver.machine.memory import ResidentMonitor, VramMonitor
+from detserver.machine.memory import ResidentMonitor, VramMonitor, give_free_memory_back
 from detserver.machine.nvml import Nvml, memory_in_use
 from detserver.models.model_sets import ModelSet, Zoo
+from detserver.models.scenes import photograph
 from detserver.models.weights import WeightsStore
-from detserver.preprocess import PreparedImage, prepare
+from detserver.preprocess import PreparedImage, prepare_for, uploaded_bytes
 from detserver.preprocess import decoding as images
+from detserver.preprocess.letterbox import LARGE_PIXELS
+from detserver.preprocess.slots import Slots
 from detserver.recipes.techniques import compile as compilation
 from detserver.settings import Settings
 
@@ -69,7 +79,17 @@ class Server:
             settings.weights_dir, settings.cache_dir, settings.seed, settings.weights_download, settings.weights_url
         )
         self.registry = Registry()
-        self.engine = Engine(self.registry, self.weights, self.device, settings.queue_size, self._note_device_failure)
+        self._decode_threads = settings.decode_threads or cpus
+        self.admission = Admission(settings.queue_size, self._decode_threads)
+        self.engine = Engine(
+            self.registry,
+            self.weights,
+            self.device,
+            self.admission,
+            self._known(settings.batch_sizes, "DETSERVER_MAX_BATCH_SIZE"),
+            self._known(settings.queue_delays_s, "DETSERVER_MAX_QUEUE_DELAY_MS"),
+            self._note_device_failure,
+        )
         self._nvml = Nvml(self.device)
         self._vram = VramMonitor(self.device, self._nvml, vram_in_use_before)
         self._resident = ResidentMonitor()
@@ -80,13 +100,14 @@ class Server:
             lambda: self.engine.depth,
             lambda: self.engine.loaded,
             lambda: self.engine.slow_nms,
+            lambda: self.engine.images,
             self._weights_rows,
             self._vram.read,
             self._resident.read,
-            self._build_labels(),
+            build_labels(self.machine, settings.revision),
         )
-        self._decode_threads = settings.decode_threads or cpus
         self._decoders = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
+        self._slots = Slots(keep=2 * self._decode_threads)
         self._kernels = kernels.Counter(settings)
         self._status: Status = "loading"
         self._failure: str | None = None
@@ -101,6 +122,7 @@ class Server:
                 name, _, set_name = entry.partition("@")
                 await self.load(name, set_name or self.settings.default_model_set)
             self._status = "ok"
+            self._decoders.submit(self._prepare_once)
             log.info("ready on %s (%s)", self.machine.device, self.machine.device_name)
         except Exception as error:  # somebody's own implementation may fail in any way
             self._status, self._failure = "failed", str(error) or type(error).__name__
@@ -125,29 +147,58 @@ class Server:
             detail=self._failure or "the preloaded implementations are loading", failed=self._status == "failed"
         )
 
-    async def infer(self, name: str, set_name: str | None, request: Request, started: float) -> bytes:
+    def refusal(self, scope: Scope, started: float) -> DetserverError | None:
+        """Why a request is refused by its headers alone; None where it is not, or is none to `POST /infer/{name}`.
+
+        Args:
+            scope: of ASGI.
+            started: when the headers were there, by `time.perf_counter`.
+        """
+        asked = asked_for(scope)
+        if asked is None:
+            return None
+        name, set_name = asked.implementation, asked.model_set or self.settings.default_model_set
+        try:
+            self.admission.check((name, set_name), deadline(started, asked.deadline_ms, self.settings.deadline_s))
+        except DetserverError as error:
+            self.telemetry.rejected(name, set_name, error)
+            return error
+        return None
+
+    async def infer(
+        self, name: str, set_name: str | None, request: Request, started: float, deadline_ms: float | None
+    ) -> bytes:
         """Answer `POST /infer/{name}` with the JSON of a `schemas.Inference`; see `errors` for all that can go wrong.
 
         Args:
             started: when the request's headers were there, by `time.perf_counter`.
+            deadline_ms: within which it is answered, from then on; None is the setting's.
         """
         stages = Stages(started)
         set_name = set_name or self.settings.default_model_set
+        key = name, set_name
+        until = deadline(started, deadline_ms, self.settings.deadline_s)
         try:
-            implementation, model_set = self._runnable(name, set_name)
+            implementation, model_set = self._runnable(*key)
+            if self.ending:
+                raise NotReady("the server is about to end")
             if self._status == "loading":
                 raise NotReady("the preloaded implementations are loading")
-            data = await read_image(request, round(self.settings.max_upload_mb * 1e6), self.settings.body_timeout_s)
-            stages.end("receive")
-            with self.engine.admission():
-                answer = await _unless_gone(request, self._detect(implementation, model_set, data, stages))
+            async with by(until):
+                with self.admission.waiting(key, until):
+                    data = await self._read(request, until)
+                    stages.end("receive")
+                    if key not in self.engine.loaded:
+                        await unless_gone(request, self.engine.ready(implementation, model_set))
+                with self.admission.place(key, until):
+                    answer = await unless_gone(request, self._detect(key, model_set, data, stages, until))
         except Exception as error:
             self.telemetry.rejected(name, set_name, error)
             raise
-        detections = _detections(answer)
+        found = answers.detections(answer)
         stages.end("serialise")
         self.telemetry.answered(name, set_name, stages, answer.batch_size)
-        return _inference(name, set_name, answer, detections, stages)
+        return answers.inference(name, set_name, answer, found, stages)
 
     async def load(self, name: str, set_name: str | None) -> schemas.Loaded:
         """Answer `POST /implementations/{name}/load`."""
@@ -177,8 +228,10 @@ class Server:
     ) -> schemas.BatchTimes:
         """Answer `POST /time/{name}`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
-        data = await read_image(request, round(self.settings.max_upload_mb * 1e6), self.settings.body_timeout_s)
-        image = await self._prepared(data, model_set, Stages(started=0.0))  # what is timed here is the device alone
+        data = await self._read(request)
+        await self.engine.load(implementation, model_set)
+        stages = Stages(started=0.0)  # what is timed here is the device alone
+        image = await self._prepared(data, (implementation.name, model_set.name), model_set, stages)
         times = await self.engine.time(implementation, model_set, image, batch_size, repeats, _TIME_LIMIT_S)
         latencies_ms = [1e3 * seconds for seconds in times]
         return schemas.BatchTimes(
@@ -188,30 +241,13 @@ class Server:
     async def model_set(self, name: str) -> schemas.ModelSetInfo:
         """Answer `GET /model-sets/{name}`; finds the weights if they were not needed yet."""
         model_set = self.zoo.model_set(name)
-        await self.engine.call(lambda: [self.weights.get(spec) for spec in model_set.models])
-        return self._model_set_info(model_set)
+        await self.engine.beside(lambda: [self.weights.get(spec) for spec in model_set.models])
+        return model_set_info(model_set, self.weights)
 
     def implementations(self) -> list[schemas.ImplementationInfo]:
         """Answer `GET /implementations`; what could not be imported is listed with the reason."""
         found = [self._implementation_info(implementation) for implementation in self.registry.all.values()]
-        broken = [
-            schemas.ImplementationInfo(
-                name=name,
-                description="(broken)",
-                exact=False,
-                precision="",
-                recipe=None,
-                adds_to=None,
-                technique="",
-                compiles=False,
-                model_sets=[],
-                unsupported={},
-                loaded=[],
-                loads=[],
-                unavailable=reason,
-            )
-            for name, reason in self.registry.broken.items()
-        ]
+        broken = [broken_implementation(*each) for each in self.registry.broken.items()]
         return found + broken
 
     def health(self) -> schemas.Health:
@@ -223,7 +259,7 @@ class Server:
             clocks_mhz=self._nvml.clocks_mhz(),
             revision=self.settings.revision,
             settings=self._reported_settings(),
-            model_sets=[self._model_set_info(model_set) for model_set in self.zoo.model_sets.values()],
+            model_sets=[model_set_info(model_set, self.weights) for model_set in self.zoo.model_sets.values()],
             implementations=self.implementations(),
             **asdict(self.machine),
         )
@@ -245,12 +281,19 @@ class Server:
         self._resident.reset_peak()
         return self.memory()
 
+    def _prepare_once(self) -> None:
+        """Import and make what the first image would wait for."""
+        with suppress(RuntimeError):  # the device has failed, which the device thread tells
+            prepare_for(self.device, photograph(), self.zoo.model_set(self.settings.default_model_set).inputs)
+
     def _note_device_failure(self, reason: str) -> None:
         self._status, self._failure = "failed", reason
         self.on_device_failure()
 
     def _runnable(self, name: str, set_name: str) -> tuple[type[BaseModelImpl], ModelSet]:
         implementation, model_set = self.registry.get(name), self.zoo.model_set(set_name)
+        if (name, set_name) in self.engine.loaded:
+            return implementation, model_set
         try:
             self.engine.check(implementation, model_set)
         except CannotRun as error:
@@ -263,25 +306,51 @@ class Server:
             return []
         return [name for name, each in self.zoo.model_sets.items() if not implementation.unsupported_reason(each)]
 
-    async def _detect(
-        self, implementation: type[BaseModelImpl], model_set: ModelSet, data: bytes, stages: Stages
-    ) -> Answer:
-        answer = await self.engine.infer(implementation, model_set, await self._prepared(data, model_set, stages))
+    def _known(self, by_implementation: dict[str, T], setting: str) -> dict[str, T]:
+        for name in by_implementation:
+            if name not in self.registry.all:
+                raise BadConfiguration(
+                    f"{setting}: no implementation {name!r}; there are {', '.join(self.registry.all)}"
+                )
+        return by_implementation
+
+    async def _read(self, request: Request, until: float = math.inf) -> bytes:
+        limit_s = min(self.settings.body_timeout_s, until - time.perf_counter())
+        return await read_image(request, round(self.settings.max_upload_mb * 1e6), limit_s)
+
+    async def _detect(self, key: Key, model_set: ModelSet, data: bytes, stages: Stages, until: float) -> Answer:
+        image = await self._prepared(data, key, model_set, stages, until)
+        answer = await self.engine.infer(key, image, until)
         stages.end("queue", answer.started)
         stages.end("forward", answer.started + answer.forward_s)
         stages.end("postprocess", answer.ended)
         return answer
 
-    async def _prepared(self, data: bytes, model_set: ModelSet, stages: Stages) -> PreparedImage:
+    async def _prepared(
+        self, data: bytes, key: Key, model_set: ModelSet, stages: Stages, until: float = math.inf
+    ) -> PreparedImage:
+        tidy = True  # also after what is no picture, which may have had room for many pixels
+
         def prepare_it() -> PreparedImage:
+            nonlocal tidy
             stages.end("wait")
+            if time.perf_counter() > until:
+                raise DeadlineMissed("no decoding thread was free in time for its deadline; try again")
             image = images.decode(data, round(self.settings.max_megapixels * 1e6))
             stages.end("decode")
-            prepared = prepare(image, model_set.inputs)
+            tidy = image.width * image.height > LARGE_PIXELS
+            memory_format = self.engine.memory_format(key)
+            prepared = prepare_for(self.device, image, model_set.inputs, memory_format, self._decoders, self._slots)
             stages.end("preprocess")
+            self.admission.note_preparing(stages.seconds["decode"] + stages.seconds["preprocess"])
+            self.telemetry.uploaded(uploaded_bytes(image, self.device))
             return prepared
 
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare_it)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare_it)
+        finally:
+            if tidy and not self.ending:
+                self._decoders.submit(give_free_memory_back)
 
     def _implementation_info(self, implementation: type[BaseModelImpl]) -> schemas.ImplementationInfo:
         figures = self.engine.load_figures
@@ -309,27 +378,6 @@ class Server:
             unavailable=implementation.unavailable_reason(self.device),
         )
 
-    def _model_set_info(self, model_set: ModelSet) -> schemas.ModelSetInfo:
-        models = []
-        for spec in model_set.models:
-            weights = self.weights.known(spec)
-            models.append(
-                schemas.ModelInfo(
-                    model_name=spec.name,
-                    architecture=spec.architecture,
-                    num_classes=spec.num_classes,
-                    image_size=spec.input.size,
-                    mean=spec.input.mean,
-                    std=spec.input.std,
-                    interpolation=spec.input.interpolation,
-                    fill_color=spec.input.fill_color,
-                    configuration=dict(spec.overrides),
-                    source=weights.source if weights else None,
-                    fingerprint=weights.fingerprint if weights else None,
-                )
-            )
-        return schemas.ModelSetInfo(name=model_set.name, models=models)
-
     def _weights_rows(self) -> list[tuple[str, str, str]]:
         return [
             (model_set.name, spec.name, weights.source)
@@ -339,61 +387,5 @@ class Server:
         ]
 
     def _reported_settings(self) -> dict[str, str | int | float | bool | None]:
-        fields = ("queue_size", "torch_threads", "compile", "seed", "max_upload_mb", "max_megapixels")
+        fields = ("queue_size", "deadline_s", "torch_threads", "compile", "seed", "max_upload_mb", "max_megapixels")
         return {name: getattr(self.settings, name) for name in fields} | {"decode_threads": self._decode_threads}
-
-    def _build_labels(self) -> Mapping[str, str]:
-        versions = {name: self.machine.versions[name] for name in ("detserver", "python", "torch", "effdet", "timm")}
-        return versions | {"device": self.machine.device, "revision": self.settings.revision or ""}
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; where the client closes its connection before, the device need not do it.
-
-    Raises:
-        ClientGone: it did.
-    """
-    working, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone("the client closed the connection before its answer was there")
-    finally:
-        working.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _detections(answer: Answer) -> bytes:
-    # Not through `schemas`: the engine has checked the values, and validating hundreds of boxes again would cost the
-    # event loop milliseconds.
-    return to_json(
-        [
-            {
-                "model_name": output.model_name,
-                "boxes": output.boxes.tolist(),
-                "scores": output.scores.tolist(),
-                "labels": output.labels.tolist(),
-                "inference_time_ms": output.inference_time_ms,
-            }
-            for output in answer.outputs
-        ]
-    )
-
-
-def _inference(name: str, set_name: str, answer: Answer, detections: bytes, stages: Stages) -> bytes:
-    # The timings hold how long the detections took to serialise, so these are made before.
-    timings_ms = {stage: seconds * 1e3 for stage, seconds in stages.seconds.items()}
-    head = {
-        "implementation": name,
-        "model_set": set_name,
-        "total_inference_time_ms": timings_ms["forward"] + timings_ms["postprocess"],
-        "timings_ms": timings_ms,
-        "batch_size": answer.batch_size,
-    }
-    return to_json(head)[:-1] + b',"detections":' + detections + b"}"

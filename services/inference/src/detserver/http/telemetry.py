@@ -58,6 +58,11 @@ class Telemetry:
             ("reason",),
             registry=self.registry,
         )
+        self._uploaded = Counter(
+            "detserver_device_upload_bytes_total",
+            "Bytes of pictures that crossed to the device; none on a CPU",
+            registry=self.registry,
+        )
         for reason in DetserverError.__subclasses__():
             self._rejected.labels(reason.__name__)
 
@@ -74,6 +79,10 @@ class Telemetry:
             self._stages.labels(implementation, stage).observe(seconds)
         self._batch_size.labels(implementation).observe(batch_size)
 
+    def uploaded(self, size: int) -> None:
+        """Count what crossed to the device, bytes."""
+        self._uploaded.inc(size)
+
     def rejected(self, implementation: str, model_set: str, error: Exception) -> None:
         """Count a request that failed. Names that the server does not know are counted as `unknown`."""
         labels = [name if name in self._known else "unknown" for name in (implementation, model_set)]
@@ -86,6 +95,7 @@ class Telemetry:
         queue_depth: Callable[[], int],
         loaded: Callable[[], list[tuple[str, str]]],
         slow_nms: Callable[[], dict[tuple[str, str], int]],
+        images: Callable[[], dict[tuple[str, str], int]],
         weights: Callable[[], list[tuple[str, str, str]]],
         vram: Callable[[], Vram],
         resident: Callable[[], Resident],
@@ -97,12 +107,13 @@ class Telemetry:
             queue_depth: requests that wait for the device.
             loaded: (implementation, model set) of what can serve.
             slow_nms: batches whose NMS had to look at all candidates, by (implementation, model set).
+            images: that the device has worked on, by (implementation, model set).
             weights: (model set, model, source) of the weights in use.
             vram: GPU memory of this process.
             resident: RAM of this process.
             build: labels of `detserver_build_info`.
         """
-        self.registry.register(_State(queue_depth, loaded, slow_nms, weights, vram, resident, build))
+        self.registry.register(_State(queue_depth, loaded, slow_nms, images, weights, vram, resident, build))
 
 
 class _State(Collector):
@@ -111,6 +122,7 @@ class _State(Collector):
         queue_depth: Callable[[], int],
         loaded: Callable[[], list[tuple[str, str]]],
         slow_nms: Callable[[], dict[tuple[str, str], int]],
+        images: Callable[[], dict[tuple[str, str], int]],
         weights: Callable[[], list[tuple[str, str, str]]],
         vram: Callable[[], Vram],
         resident: Callable[[], Resident],
@@ -119,6 +131,7 @@ class _State(Collector):
         self._queue_depth = queue_depth
         self._loaded = loaded
         self._slow_nms = slow_nms
+        self._images = images
         self._weights = weights
         self._vram = vram
         self._resident = resident
@@ -141,9 +154,15 @@ class _State(Collector):
             "Batches whose NMS had to look at all candidates, because the first 1000 did not decide it",
             labels=("implementation", "model_set"),
         )
-        for key, count in self._slow_nms().items():
-            slow_nms.add_metric(key, float(count))
-        yield slow_nms
+        images = CounterMetricFamily(
+            "detserver_device_images",
+            "Images that the device has worked on, whatever became of their requests",
+            labels=("implementation", "model_set"),
+        )
+        for counter, counts in ((slow_nms, self._slow_nms()), (images, self._images())):
+            for key, count in counts.items():
+                counter.add_metric(key, float(count))
+            yield counter
         weights = GaugeMetricFamily(
             "detserver_weights_info",
             "1 for each model whose weights were found; source is pretrained, local or random",

@@ -15,8 +15,8 @@ A package of its own adds one by an entry point in the group `detserver.implemen
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -28,13 +28,13 @@ from detserver.models.model_sets import ModelSet
 from detserver.models.scenes import photograph
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import DetectionOutput
-from detserver.preprocess import PreparedImage, prepare
+from detserver.preprocess import PreparedImage, prepare_for
 
 __all__ = ["BaseModelImpl", "DetectionOutput"]
 
 
 class BaseModelImpl(ABC):
-    """One way of running the models of a set. All calls come from one thread, the only one that uses the device.
+    """One way of running the models of a set. One thread runs it, and no two calls of it overlap.
 
     Args:
         model_set: what to run.
@@ -50,6 +50,7 @@ class BaseModelImpl(ABC):
         technique: what its row in the ablation is called; empty where it takes no part.
         adds_to: the implementation that it adds this technique to; None is the fastest exact one.
         max_batch_size: how many waiting images `predict_batch` is given at most; see `fitting`.
+        max_queue_delay_ms: how long a waiting image waits for others, where the device is free.
     """
 
     name: ClassVar[str]
@@ -60,6 +61,7 @@ class BaseModelImpl(ABC):
     technique: ClassVar[str] = ""
     adds_to: ClassVar[str | None] = None
     max_batch_size: ClassVar[int] = 1
+    max_queue_delay_ms: ClassVar[float] = 0.0
 
     def __init__(self, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:
         self.model_set = model_set
@@ -72,6 +74,10 @@ class BaseModelImpl(ABC):
         """Seconds of `load` that torch.compile took; None where it is not used."""
         self.remark = ""
         """What a person should know of how it was loaded, one line; what `fastest` has chosen, for example."""
+        self.memory_format = torch.contiguous_format
+        """How the pixels of its inputs are best laid out, `torch.contiguous_format` or `torch.channels_last`."""
+        self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
+        """A context in which nothing else uses the device, for what `load` times."""
 
     @classmethod
     def unavailable_reason(cls, device: torch.device) -> str | None:  # noqa: ARG003 (for subclasses to use)
@@ -88,6 +94,19 @@ class BaseModelImpl(ABC):
         """Whether its first load on a machine takes minutes there, because it runs torch.compile."""
         return False
 
+    @classmethod
+    def loads_beside(cls, device: torch.device) -> bool:
+        """Whether `load` may run in another thread while the device runs what was loaded before.
+
+        Else the device thread calls it, and everybody waits.
+        """
+        return device.type == "cpu"
+
+    @classmethod
+    def loads_gently(cls) -> bool:
+        """Whether the thread that loads it may have a low priority, because no thread that it starts runs it later."""
+        return False
+
     def fitting(self, waiting: int) -> int:
         """How many of so many images that wait are best run together; 1 at least."""
         return min(waiting, self.max_batch_size)
@@ -95,7 +114,8 @@ class BaseModelImpl(ABC):
     def prepare(self) -> None:
         """Make what other implementations and later loads find made: weights, modules, converted files; before `load`.
 
-        It counts as part of no load: else what a load takes would depend on which one comes first.
+        It counts as part of no load: else what a load takes would depend on which one comes first. The device serves
+        others meanwhile.
         """
         for spec in self.model_set.models:
             self.weights.get(spec)
@@ -128,7 +148,7 @@ class BaseModelImpl(ABC):
 
     def example(self) -> PreparedImage:
         """A procedural picture that networks take for a photograph, ready for every model: to warm up with."""
-        return prepare(photograph(), self.model_set.inputs)
+        return prepare_for(self.device, photograph(), self.model_set.inputs, self.memory_format)
 
     def build_models(self) -> list[EfficientDet]:
         """New networks with their weights, in the order of the set, on the device, in evaluation mode."""

@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from detserver.implementations.base import BaseModelImpl, DetectionOutput
 from detserver.models.model_sets import ModelSet
 from detserver.preprocess import PreparedImage
 from detserver.recipes import build
-from detserver.recipes.backends.conversion import exported
+from detserver.recipes.aside import prepare_aside
 from detserver.recipes.build import Built, why_not
 from detserver.recipes.recipe import BATCH_SIZES, Recipe, Search, largest_fitting
 from detserver.recipes.search import Found, Memory, candidates, compiled, search
@@ -72,19 +73,37 @@ class RecipeImpl(BaseModelImpl):
             return build.compiles(recipe)
         return any(compiled(each, device) is not None for each in candidates(recipe, device))
 
+    @classmethod
+    def loads_beside(cls, device: torch.device) -> bool:
+        """See `BaseModelImpl.loads_beside`."""
+        recipe = cls.row.recipe
+        if isinstance(recipe, Search):
+            return device.type == "cpu"
+        return all(technique.loads_beside(recipe) for technique in of_recipe(recipe))
+
+    @classmethod
+    def loads_gently(cls) -> bool:
+        """See `BaseModelImpl.loads_gently`; other backends keep threads, which are as the one that has started them."""
+        return isinstance(cls.row.recipe, Recipe) and cls.row.recipe.backend == "torch"
+
     def prepare(self) -> None:
         """See `BaseModelImpl.prepare`."""
         super().prepare()
-        try:
-            for recipe in self._to_prepare():
+        recipes = self._to_prepare()
+        missing = [recipe for recipe in recipes if not build.is_prepared(recipe, self.model_set, self.weights)]
+        failures = prepare_aside(missing, self.model_set, self.weights, self.device) if missing else {}
+        for recipe, failure in failures.items():
+            if isinstance(self.row.recipe, Recipe):
+                raise failure
+            log.warning("%s for %s, %s: left out: %s", self.name, self.model_set.name, recipe, failure)
+        for recipe in recipes:
+            if recipe not in failures:
                 self._prepare(recipe)
-        finally:
-            exported.cache_clear()
 
     def load(self) -> None:
         """Build what runs each batch size, and run it once."""
         with _said_so(f"{self.name} for {self.model_set.name}: loading"):
-            example = self.example()
+            example = cache(self.example)  # what runs eager on a CPU needs none, and what makes it takes time to import
             by_size, why = self._chosen(example)
             builds: dict[Recipe, Built] = {}
             try:
@@ -98,6 +117,7 @@ class RecipeImpl(BaseModelImpl):
         self._by_size = {size: builds[recipe] for size, recipe in by_size.items()}
         self.compile_s = sum(built.compile_s for built in builds.values() if built.compile_s is not None) or None
         self.remark = "; ".join([*why, *self._remarks(builds)])
+        self.memory_format = builds[by_size[1]].memory_format
         self.stopwatch.take()
         self.slow_nms = 0
 
@@ -133,7 +153,7 @@ class RecipeImpl(BaseModelImpl):
     def _prepare(self, recipe: Recipe) -> None:
         try:
             build.prepare(recipe, self.model_set, self.weights, self.device)
-        except Exception as error:  # of libraries that cannot convert a network
+        except Exception as error:  # of libraries that do not work here
             if isinstance(self.row.recipe, Recipe):
                 raise
             log.warning("%s for %s, %s: not prepared: %s", self.name, self.model_set.name, recipe, error)
@@ -145,7 +165,7 @@ class RecipeImpl(BaseModelImpl):
     def _memory(self, recipes: list[Recipe]) -> Memory:
         return Memory(self.weights.cache_dir, self.model_set, self.device, recipes)
 
-    def _chosen(self, example: PreparedImage) -> tuple[dict[int, Recipe], list[str]]:
+    def _chosen(self, example: Callable[[], PreparedImage]) -> tuple[dict[int, Recipe], list[str]]:
         """The recipe of each batch size, and what to say about the choice."""
         recipe = self.row.recipe
         if isinstance(recipe, Recipe):
@@ -154,7 +174,7 @@ class RecipeImpl(BaseModelImpl):
         memory = self._memory(recipes)
         found = memory.read()
         if found is None:
-            found = search(recipes, self.device, self._build, example)
+            found = search(recipes, self.device, self._build, example(), self.alone)
             memory.write(found)
         return found.fastest, _said(found)
 

@@ -44,7 +44,8 @@ class Weights:
 class WeightsStore:
     """Finds the weights of each model once, and keeps them.
 
-    The first download that finds no network is the last one that is tried.
+    The first download that finds no network is the last one that is tried. A store that was pickled, for another
+    process, has found nothing yet.
 
     Args:
         weights_dir: local and downloaded files.
@@ -63,6 +64,10 @@ class WeightsStore:
         self._allow_download = allow_download
         self._mirror = mirror
         self._found: dict[ModelSpec, Weights] = {}
+
+    def __reduce__(self) -> tuple[type["WeightsStore"], tuple[object, ...]]:
+        arguments = (self._weights_dir, self.cache_dir, self._seed, self._allow_download, self._mirror)
+        return WeightsStore, arguments
 
     def known(self, spec: ModelSpec) -> Weights | None:
         """The weights of `spec` if they were found before."""

@@ -1,14 +1,35 @@
-"""From a picture to what the networks take: letterboxed and normalised, once per distinct input configuration."""
+"""From a picture to what the networks take: letterboxed and normalised, once per distinct input configuration.
 
+It is effdet's evaluation transform (`effdet.data.transforms.ResizePad` with Pillow, and the normalisation of
+`effdet.data.loader.PrefetchLoader`), bit for bit, on the host or on the device.
+"""
+
+import importlib
+import weakref
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from effdet.data.transforms import ResizePad
 from PIL import Image
 
 from detserver.errors import ImageTooSmall
+from detserver.preprocess import resample
+from detserver.preprocess.slots import Pixels, Slots
+
+LARGE_PIXELS = 4_000_000
+"""A picture that has more is large: Pillow resizes it, which needs none of the copies that the kernels make of it."""
+
+# Only Pillow resizes with these: their weights hang on the last bits of a sine, and on who has compiled it.
+_SINES = {"hamming": Image.Resampling.HAMMING, "lanczos": Image.Resampling.LANCZOS}
+_PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, **_SINES}
+
+Planes = npt.NDArray[np.uint8]
+"""The channels of a picture, uint8 (3, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +40,7 @@ class InputConfig:
         size: height and width, pixels.
         mean: subtracted from each channel, red first, of values in [0, 1].
         std: then divided by.
-        interpolation: of resizing: bilinear, bicubic, lanczos or hamming.
+        interpolation: of resizing: bilinear, bicubic, hamming or lanczos; other names are bilinear, as effdet has it.
         fill_color: 8-bit RGB of the padding at the bottom and right.
     """
 
@@ -28,6 +49,16 @@ class InputConfig:
     std: tuple[float, float, float]
     interpolation: str
     fill_color: tuple[int, int, int]
+
+    @property
+    def filter(self) -> str:
+        """The interpolation that is meant."""
+        return self.interpolation if self.interpolation in _PILLOWS else "bilinear"
+
+    @property
+    def by_pillow_alone(self) -> bool:
+        """Whether nothing but Pillow resizes with it exactly."""
+        return self.filter in _SINES
 
 
 @dataclass(frozen=True)
@@ -58,33 +89,192 @@ class PreparedImage:
     inputs: Mapping[InputConfig, NetworkInput]
 
 
-def letterbox(image: Image.Image, config: InputConfig) -> NetworkInput:
-    """Scale until it fits, pad at the bottom and right, normalise: effdet's evaluation transform.
+@dataclass(frozen=True)
+class Picture:
+    """The channels of one picture.
+
+    Attributes:
+        planes: uint8 (3, height, width).
+        turned: the same with rows and columns exchanged, uint8 (3, width, height).
+    """
+
+    planes: Planes
+    turned: Planes
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Picture":
+        """The channels of an image of mode RGB."""
+        planes = np.empty((3, image.height, image.width), np.uint8)
+        _kernels().split(np.asarray(image), planes)
+        return cls(planes, _turned(planes))
+
+
+def prepare(
+    image: Image.Image,
+    configs: Iterable[InputConfig],
+    memory_format: torch.memory_format = torch.contiguous_format,
+    helpers: Executor | None = None,
+    slots: Slots | None = None,
+) -> PreparedImage:
+    """Letterbox `image` for each distinct configuration, on the host; see `letterbox`.
 
     Args:
-        image: mode RGB.
-        config: what the network takes.
+        helpers: threads that may do a part of it, if they are free; the caller's may be one of them.
+        slots: where the memory comes from, and goes back to with the prepared image: no tensor of it outlives it then.
+    """
+    picture = Picture.of(image) if image.width * image.height <= LARGE_PIXELS else None
+    largest, *others = sorted(dict.fromkeys(configs), key=lambda config: -config.size[0] * config.size[1])
+
+    def of(config: InputConfig) -> NetworkInput:
+        if picture is not None and not config.by_pillow_alone:
+            return letterbox(picture, config, memory_format, slots)
+        width, height, scale = _scaled(image.width, image.height, config)
+        small = Picture.of(image.resize((width, height), _PILLOWS[config.filter]))
+        return _normalised(small.planes, scale, config, memory_format, slots)
+
+    offered = {config: helpers.submit(of, config) for config in others} if helpers else {}
+    inputs = {largest: of(largest)}
+    # What no other thread has begun with is done here, from the end that they reach last.
+    for config in reversed(others):
+        if config not in offered or offered[config].cancel():
+            inputs[config] = of(config)
+    inputs |= {config: offered[config].result() for config in others if config not in inputs}
+    prepared = PreparedImage(image.width, image.height, inputs)
+    if slots is not None:
+        weakref.finalize(prepared, slots.give, [_array(each.pixels) for each in inputs.values()])
+    return prepared
+
+
+def letterbox(
+    picture: Picture,
+    config: InputConfig,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    slots: Slots | None = None,
+) -> NetworkInput:
+    """Scale until it fits, pad at the bottom and right, normalise; on the host, on one core.
+
+    Args:
+        picture: to be letterboxed.
+        config: what the network takes, not `by_pillow_alone`.
+        memory_format: how the result lies in memory; its shape is the same.
+        slots: where its memory comes from; None is new memory.
 
     Raises:
         ImageTooSmall: a side has no pixel left after scaling.
     """
-    height, width = config.size
-    if min(image.size) * min(height / image.height, width / image.width) < 1:
-        raise ImageTooSmall(f"{image.width}x{image.height} pixels leave none of the shorter side at {width}x{height}")
-    resized, info = ResizePad(config.size, config.interpolation, config.fill_color)(image, {})
-    # numpy, not torch: decode threads must not each grow a pool of OpenMP threads beside the device thread's.
-    # Planes first, then in place: a fourth of the time of the other order.
-    pixels = np.asarray(resized).transpose(2, 0, 1).astype(np.float32, order="C")
-    pixels -= _of_8_bits(config.mean)
-    pixels /= _of_8_bits(config.std)
-    return NetworkInput(torch.from_numpy(pixels), info["img_scale"])
+    planes = picture.planes
+    width, height, scale = _scaled(planes.shape[2], planes.shape[1], config)
+    for dimension in resample.passes(planes.shape[1], planes.shape[2], height, width):
+        before, after = planes.shape[dimension], height if dimension == -2 else width
+        if before == after:
+            continue
+        taps = resample.taps(before, after, config.filter)
+        if dimension == -2:
+            planes = _resized(planes, taps)
+        else:
+            turned = picture.turned if planes is picture.planes else _turned(planes)
+            planes = _turned(_resized(turned, taps))
+    return _normalised(planes, scale, config, memory_format, slots)
 
 
-def prepare(image: Image.Image, configs: Iterable[InputConfig]) -> PreparedImage:
-    """Letterbox `image` for each distinct configuration; see `letterbox`."""
-    return PreparedImage(image.width, image.height, {config: letterbox(image, config) for config in set(configs)})
+def prepare_on_device(
+    pixels: torch.Tensor,
+    configs: Iterable[InputConfig],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> PreparedImage:
+    """Letterbox a picture for each distinct configuration where it lies; see `letterbox_on_device`."""
+    height, width = pixels.shape[:2]
+    planes = pixels.permute(2, 0, 1).contiguous()
+    inputs = {config: letterbox_on_device(planes, config, memory_format) for config in dict.fromkeys(configs)}
+    return PreparedImage(width, height, inputs)
 
 
-def _of_8_bits(channels: tuple[float, float, float]) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
-    """(3, 1, 1): float32 of 255 x the values, as effdet.data.loader.PrefetchLoader has them."""
-    return np.array([255 * channel for channel in channels], dtype=np.float32)[:, None, None]
+@torch.inference_mode()
+def letterbox_on_device(
+    planes: torch.Tensor, config: InputConfig, memory_format: torch.memory_format = torch.contiguous_format
+) -> NetworkInput:
+    """`letterbox` by tensor operations, on the device of `planes`.
+
+    Args:
+        planes: the picture, uint8 (3, H, W).
+        config: what the network takes, not `by_pillow_alone`.
+        memory_format: how the result lies in memory; its shape is the same.
+
+    Raises:
+        ImageTooSmall: a side has no pixel left after scaling.
+    """
+    width, height, scale = _scaled(planes.shape[2], planes.shape[1], config)
+    resized = resample.resize(planes, height, width, config.filter)
+    mean, std, fill = _constants_on(planes.device, config)
+    lying = torch.empty(1, 3, *config.size, device=planes.device, memory_format=memory_format)
+    (target,) = lying
+    target.copy_(fill.expand_as(target))
+    # By tensors, not numbers: on a GPU torch multiplies by the reciprocal of a number.
+    target[:, :height, :width] = (resized - mean) / std
+    return NetworkInput(target, scale)
+
+
+def _scaled(width: int, height: int, config: InputConfig) -> tuple[int, int, float]:
+    """Width and height that fit, and the factor back, by the arithmetic of `ResizePad`."""
+    most_high, most_wide = config.size
+    scale = min(most_high / height, most_wide / width)
+    if min(width, height) * scale < 1:
+        raise ImageTooSmall(f"{width}x{height} pixels leave none of the shorter side at {most_wide}x{most_high}")
+    return int(width * scale), int(height * scale), 1.0 / scale
+
+
+@lru_cache(maxsize=64)
+def _constants(config: InputConfig) -> tuple[npt.NDArray[np.float32], ...]:
+    """Mean and deviation of 8-bit values, and the normalised padding, of each channel, float32."""
+    mean, std = (np.array([255 * each for each in values], np.float32) for values in (config.mean, config.std))
+    return mean, std, (np.array(config.fill_color, np.float32) - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _constants_on(device: torch.device, config: InputConfig) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(values).reshape(3, 1, 1).to(device) for values in _constants(config))
+
+
+@lru_cache(maxsize=64)
+def _table(config: InputConfig) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The normalised values of all 8-bit ones, float32 (3, 256), and those of the padding."""
+    mean, std, fill = _constants(config)
+    return (np.arange(256, dtype=np.float32) - mean[:, None]) / std[:, None], fill
+
+
+def _normalised(
+    planes: Planes, scale: float, config: InputConfig, memory_format: torch.memory_format, slots: Slots | None
+) -> NetworkInput:
+    table, fill = _table(config)
+    last = memory_format == torch.channels_last
+    shape = (*config.size, 3) if last else (3, *config.size)
+    pixels = np.empty(shape, np.float32) if slots is None else slots.take(shape)
+    if last:
+        _kernels().normalise_channels_last(planes, table, fill, pixels)
+        return NetworkInput(torch.from_numpy(pixels).permute(2, 0, 1), scale)
+    _kernels().normalise(planes, table, fill, pixels)
+    return NetworkInput(torch.from_numpy(pixels), scale)
+
+
+def _resized(planes: Planes, taps: resample.Taps) -> Planes:
+    target = np.empty((3, len(taps[0]), planes.shape[2]), np.uint8)
+    _kernels().resize(planes, *taps, target)
+    return target
+
+
+def _turned(planes: Planes) -> Planes:
+    target = np.empty((3, planes.shape[2], planes.shape[1]), np.uint8)
+    _kernels().turn(planes, target)
+    return target
+
+
+def _array(pixels: torch.Tensor) -> Pixels:
+    """The array that `letterbox` has taken for `pixels`."""
+    array: Pixels = (pixels if pixels.is_contiguous() else pixels.permute(1, 2, 0)).numpy()
+    return array
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> ModuleType:
+    """`detserver.preprocess.kernels`, which no server needs before its first image, and none on a GPU: it takes 2 s."""
+    return importlib.import_module("detserver.preprocess.kernels")

@@ -41,6 +41,11 @@ def batch_sizes(recipe: Recipe, device: torch.device) -> tuple[int, ...]:
     return tuple(size for size in BATCH_SIZES if all(size in sizes for sizes in of_each))
 
 
+def is_prepared(recipe: Recipe, model_set: ModelSet, weights: WeightsStore) -> bool:
+    """Whether the cache folder has all that `prepare` would put there."""
+    return all(technique.is_prepared(recipe, model_set, weights) for technique in of_recipe(recipe))
+
+
 def prepare(recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:
     """Make what later loads find in the cache folder; it counts as part of no load."""
     for technique in of_recipe(recipe):
@@ -85,11 +90,16 @@ class Built:
         self._fixed_shapes = any(technique.fixed_shapes for technique in techniques)
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """How the pixels of its inputs lie in memory."""
+        return self._plan.memory_format
+
+    @property
     def remarks(self) -> list[str]:
         """What really runs, as far as the recipe leaves it open."""
         return self._plan.remarks
 
-    def warm_up(self, example: PreparedImage, batch_sizes: Sequence[int]) -> None:
+    def warm_up(self, example: Callable[[], PreparedImage], batch_sizes: Sequence[int]) -> None:
         """Run each batch size where something is made for each; on a GPU the smallest anyway, which chooses kernels.
 
         What runs eager on a CPU has nothing to make: its first image takes 0.4 s longer than the next ones.
@@ -97,7 +107,7 @@ class Built:
         start = time.perf_counter()
         on_gpu = self._plan.device.type == "cuda"
         for size in batch_sizes if self._fixed_shapes else batch_sizes[: int(on_gpu)]:
-            self.detect([example] * size)
+            self.detect([example()] * size)
         if self.recipe.compile != "none":
             self.compile_s = (self.compile_s or 0.0) + time.perf_counter() - start
 

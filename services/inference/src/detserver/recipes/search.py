@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -36,6 +37,12 @@ _HOPELESS = 2.0
 
 # A batch is worth its own size only where it takes less than this share of what its halves take.
 _WORTH = 0.97
+
+Alone = Callable[[], AbstractContextManager[None]]
+"""A context in which nothing else uses the device."""
+
+Timing = Callable[[Recipe, int], float]
+"""Milliseconds of a batch of some size, by recipe."""
 
 Times = dict[int, dict[Recipe, float]]
 """Milliseconds of a batch, by its size and by recipe."""
@@ -83,13 +90,16 @@ def compiled(recipe: Recipe, device: torch.device) -> Recipe | None:
     return with_compile if device.type == "cuda" and why_not(with_compile, device) is None else None
 
 
-def search(recipes: Iterable[Recipe], device: torch.device, build: Build, example: PreparedImage) -> Found:
+def search(
+    recipes: Iterable[Recipe], device: torch.device, build: Build, example: PreparedImage, alone: Alone = nullcontext
+) -> Found:
     """Time `recipes` for each batch size, and then the fastest ones through torch.compile.
 
     Args:
         recipes: that can run.
         build: makes one of them.
         example: stands for every image of a batch.
+        alone: a context in which nothing else uses the device.
 
     Raises:
         Exception: what the last of the recipes raised, where none of them runs.
@@ -101,16 +111,19 @@ def search(recipes: Iterable[Recipe], device: torch.device, build: Build, exampl
             builds[recipe] = build(recipe)
         return builds[recipe]
 
+    def time_ms(recipe: Recipe, size: int) -> float:
+        return _time_ms(built(recipe), size, example, alone)
+
     try:
-        times_ms = _uncompiled(list(recipes), builds, built, example)
-        skipped = _add_compiled(times_ms, device, built, example)
+        times_ms = _uncompiled(list(recipes), builds, built, time_ms)
+        skipped = _add_compiled(times_ms, device, time_ms)
     finally:
         for each in builds.values():
             each.release()
     return Found(times_ms, skipped)
 
 
-def _uncompiled(contenders: list[Recipe], builds: dict[Recipe, Built], built: Build, example: PreparedImage) -> Times:
+def _uncompiled(contenders: list[Recipe], builds: dict[Recipe, Built], built: Build, time_ms: Timing) -> Times:
     times_ms: Times = {}
     for size in BATCH_SIZES:
         times: dict[Recipe, float] = {}
@@ -118,7 +131,7 @@ def _uncompiled(contenders: list[Recipe], builds: dict[Recipe, Built], built: Bu
         for recipe in contenders:
             try:
                 if size in built(recipe).batch_sizes:
-                    times[recipe] = _time_ms(built(recipe), size, example)
+                    times[recipe] = time_ms(recipe, size)
             except Exception as error:  # of libraries and of GPUs that are too small; there are others to run
                 failure = error
                 log.warning("batches of %d, %s: left out, because it failed: %s", size, recipe, error)
@@ -136,7 +149,7 @@ def _uncompiled(contenders: list[Recipe], builds: dict[Recipe, Built], built: Bu
     return times_ms
 
 
-def _add_compiled(times_ms: Times, device: torch.device, built: Build, example: PreparedImage) -> str:
+def _add_compiled(times_ms: Times, device: torch.device, time_ms: Timing) -> str:
     """Time the fastest recipe of each batch size through torch.compile; returns why some were not."""
     until = time.monotonic() + COMPILE_FOR_S
     for size, times in times_ms.items():
@@ -146,17 +159,18 @@ def _add_compiled(times_ms: Times, device: torch.device, built: Build, example: 
         if time.monotonic() > until:
             return f"batches of {size} and more not compiled: {COMPILE_FOR_S:.0f} s were over"
         try:
-            times[recipe] = _time_ms(built(recipe), size, example)
+            times[recipe] = time_ms(recipe, size)
         except Exception as error:  # a compiler fails in many ways, and there are other recipes to run
             log.warning("batches of %d, %s: left out, because it failed: %s", size, recipe, error)
             return f"not compiled: torch.compile failed ({type(error).__name__})"
     return ""
 
 
-def _time_ms(built: Built, size: int, example: PreparedImage) -> float:
+def _time_ms(built: Built, size: int, example: PreparedImage, alone: Alone) -> float:
     images = [example] * size
-    built.warm_up(example, [size])
-    milliseconds = 1e3 * median(seconds_of(lambda: built.detect(images), _TIMINGS, _TIME_FOR_S))
+    built.warm_up(lambda: example, [size])
+    with alone():
+        milliseconds = 1e3 * median(seconds_of(lambda: built.detect(images), _TIMINGS, _TIME_FOR_S))
     log.info("batches of %d, %s: %.3g ms", size, built.recipe, milliseconds)
     return milliseconds
 

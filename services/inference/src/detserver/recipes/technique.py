@@ -101,10 +101,17 @@ class Plan:
         }
         return [by_spec[spec.name] for spec in self.model_set.models]
 
-    def inputs(self, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
-        """On the host: the pixels of each distinct input (B, 3, height, width), in the order of the set's inputs."""
-        stacked = (torch.stack([image.inputs[config].pixels for image in images]) for config in self.model_set.inputs)
-        return [pixels.contiguous(memory_format=self.memory_format) for pixels in stacked]
+    def inputs(self, images: Sequence[PreparedImage]) -> Inputs:
+        """The pixels of each distinct input, on the device."""
+        return {config: self.pixels(images, config) for config in self.model_set.inputs}
+
+    def pixels(self, images: Sequence[PreparedImage], config: InputConfig) -> torch.Tensor:
+        """The pixels of one input (B, 3, height, width), on the device; a single image's are not copied there."""
+        each = [image.inputs[config].pixels for image in images]
+        # Not by `stack` or `[None]`: by the stride that these give the first dimension nobody sees the memory format.
+        batches = [pixels.as_strided((1, *pixels.shape), (pixels.numel(), *pixels.stride())) for pixels in each]
+        batch = batches[0] if len(batches) == 1 else torch.cat(batches)
+        return batch.to(self.device).contiguous(memory_format=self.memory_format)
 
     def geometry(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
         """On the host: `scales` and `sizes` of `PostProcessor.__call__`."""
@@ -138,9 +145,20 @@ class Technique:
     def unsupported_reason(self, recipe: Recipe, model_set: ModelSet) -> str | None:
         """Why `recipe` cannot run `model_set`, as far as this technique is concerned; None where it can."""
 
+    def loads_beside(self, recipe: Recipe) -> bool:  # noqa: ARG002 (for subclasses to use)
+        """Whether `recipe` may be built and warmed up while another thread runs other recipes on the device.
+
+        What switches something for the whole process may not, nor what captures graphs.
+        """
+        return True
+
     def batch_sizes(self, device: torch.device) -> tuple[int, ...]:  # noqa: ARG002 (for subclasses to use)
         """The sizes of batches that it can run, ascending, from 1; some of `BATCH_SIZES`."""
         return BATCH_SIZES
+
+    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore) -> bool:  # noqa: ARG002 (for subclasses to use)
+        """Whether the cache folder has all that `prepare` would put there."""
+        return True
 
     def prepare(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:
         """Make what later loads find in the cache folder, and import what takes seconds."""

@@ -32,12 +32,20 @@ class Backend(Technique):
         """Why the library cannot run `recipe` on `device`, or None where it can."""
 
     @abstractmethod
+    def is_converted(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> bool:
+        """Whether the converted network is in the cache folder."""
+
+    @abstractmethod
     def convert(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> None:
         """Put the converted network into the cache folder, where it is not there yet."""
 
     @abstractmethod
     def network(self, spec: ModelSpec, weights: WeightsStore, precision: str, device: torch.device) -> Network:
         """The converted network, ready to run; its attribute `remark` says how, where that has to be said."""
+
+    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore) -> bool:
+        """See `Technique.is_prepared`."""
+        return all(self.is_converted(spec, weights, recipe.precision) for spec in model_set.models)
 
     def prepare(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:  # noqa: ARG002 (on all)
         """See `Technique.prepare`."""

@@ -27,6 +27,11 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
+def is_converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> bool:  # noqa: ARG001 (the face of a backend)
+    """Whether the cache has the exported network of `spec`."""
+    return _folder(spec, weights).is_dir()
+
+
 def prepare(spec: ModelSpec, weights: WeightsStore, precision: str) -> None:  # noqa: ARG001 (the face of a backend)
     """Import ONNX Runtime, and export the network of `spec` where the cache lacks it."""
     import_onnxruntime()
@@ -127,7 +132,7 @@ def _place(tensor: torch.Tensor) -> tuple[str, int, type[np.float32], tuple[int,
 
 def _file(spec: ModelSpec, weights: WeightsStore) -> Path:
     """The file of the exported network, made where the cache lacks it."""
-    folder = cache_folder("onnxruntime", "onnxscript", spec, weights)
+    folder = _folder(spec, weights)
 
     def export(target: Path) -> None:
         for package in ("onnxscript", "onnx_ir"):  # a line for every constant that they put together
@@ -138,3 +143,7 @@ def _file(spec: ModelSpec, weights: WeightsStore) -> Path:
 
     make_once(folder, f"{spec.name}: exporting for ONNX Runtime", export)
     return folder / _FILE
+
+
+def _folder(spec: ModelSpec, weights: WeightsStore) -> Path:
+    return cache_folder("onnxruntime", "onnxscript", spec, weights)

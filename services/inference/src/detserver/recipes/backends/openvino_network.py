@@ -30,6 +30,15 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
+def is_converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> bool:
+    """Whether the cache has the converted network of `spec`, for INT8 the quantized one.
+
+    Raises:
+        CannotRun: see `prepare`.
+    """
+    return _folder(spec, weights, precision).is_dir()
+
+
 def prepare(spec: ModelSpec, weights: WeightsStore, precision: str) -> None:
     """Import OpenVINO, and convert the network of `spec`, for INT8 quantize it too, where the cache lacks it.
 
@@ -106,7 +115,7 @@ def _photos(weights: WeightsStore) -> quantization.Photos:
 def _converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
     """The file of the converted network, made where the cache lacks it."""
     openvino = import_openvino()
-    folder = cache_folder("openvino", "openvino", spec, weights)
+    folder = _folder(spec, weights, "fp32")
 
     def convert(target: Path) -> None:
         network = openvino.convert_model(exported(spec, weights))
@@ -117,7 +126,7 @@ def _converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
     if precision != "int8":
         return folder / _FILE
     photos = _photos(weights)
-    quantized = folder.with_name(f"{folder.name}_{quantization.identity(photos)}")
+    quantized = _folder(spec, weights, precision)
 
     def quantize(target: Path) -> None:
         graph = openvino.Core().read_model(folder / _FILE)
@@ -126,3 +135,11 @@ def _converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
 
     make_once(quantized, f"{spec.name}: quantizing with {photos}", quantize)
     return quantized / _FILE
+
+
+def _folder(spec: ModelSpec, weights: WeightsStore, precision: str) -> Path:
+    """Where the converted network is kept; all precisions but INT8 run the same one."""
+    folder = cache_folder("openvino", "openvino", spec, weights)
+    if precision != "int8":
+        return folder
+    return folder.with_name(f"{folder.name}_{quantization.identity(_photos(weights))}")

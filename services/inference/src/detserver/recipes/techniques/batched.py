@@ -30,7 +30,6 @@ class BatchedPostprocess(Technique):
 def rows_of(plan: Plan, postprocessor: PostProcessor, images: Sequence[PreparedImage]) -> torch.Tensor:
     """Rows of detections, float32 (M, B, N, 6) on the host, of a batch."""
     with plan.stopwatch.stage("forward"):
-        pixels = (each.to(plan.device) for each in plan.inputs(images))
-        raw = plan.forward(dict(zip(plan.model_set.inputs, pixels, strict=True)))
+        raw = plan.forward(plan.inputs(images))
     with plan.stopwatch.stage("postprocess"):
         return postprocessor(raw, *(part.to(plan.device) for part in plan.geometry(images)))

@@ -44,6 +44,10 @@ class Compile(Technique):
                 return "torch.compile's CUDA graphs cannot be captured again, or run on streams of others"
         return unavailable_reason(device)
 
+    def loads_beside(self, recipe: Recipe) -> bool:
+        """See `Technique.loads_beside`; torch keeps its graphs for the thread that has made them."""
+        return recipe.compile != "reduce-overhead"
+
     def batch_sizes(self, device: torch.device) -> tuple[int, ...]:
         """See `Technique.batch_sizes`; on a CPU one image alone, because larger batches gain nothing there."""
         return BATCH_SIZES if device.type == "cuda" else (1,)

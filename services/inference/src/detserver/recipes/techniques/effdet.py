@@ -60,7 +60,7 @@ class _OneByOne:
             "img_scale": torch.tensor([network_input.scale], device=plan.device),
             "img_size": torch.tensor([[image.width, image.height]], dtype=torch.float32, device=plan.device),
         }
-        pixels = network_input.pixels[None].to(plan.device, memory_format=plan.memory_format)
+        pixels = plan.pixels([image], spec.input)
         rows = bench(pixels, image_info)[0].cpu().numpy()
         end = time.perf_counter()
         plan.stopwatch.count("forward", self._network_end - start)

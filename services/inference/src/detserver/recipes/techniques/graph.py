@@ -30,6 +30,10 @@ class Graph(Technique):
             return "effdet's post-processing waits for the device, which no graph can: it needs postprocess=batched"
         return None if recipe.backend == "torch" else f"what {recipe.backend} runs cannot be captured"
 
+    def loads_beside(self, recipe: Recipe) -> bool:  # noqa: ARG002 (on all)
+        """See `Technique.loads_beside`."""
+        return False
+
     def apply(self, plan: Plan) -> None:
         """See `Technique.apply`; all time counts as `forward`, because one graph does it all."""
         postprocessor = PostProcessor(plan.model_set.models, plan.device, plan.note_slow_nms)
@@ -53,7 +57,7 @@ class Graph(Technique):
 
 
 class StaticBatch:
-    """One batch size: buffers at fixed addresses, pinned ones on the host, and on a GPU the graph between them.
+    """One batch size: buffers at fixed addresses, and on a GPU the graph between them.
 
     Args:
         plan: whose forward pass is run.
@@ -64,11 +68,11 @@ class StaticBatch:
     def __init__(self, plan: Plan, postprocessor: PostProcessor, images: Sequence[PreparedImage]) -> None:
         self._plan = plan
         self._postprocessor = postprocessor
-        self._inputs = plan.model_set.inputs
         self._on_gpu = plan.device.type == "cuda"
-        host = [*plan.inputs(images), *plan.geometry(images)]
-        self._host = [part.pin_memory() for part in host] if self._on_gpu else host
-        self._device = [part.to(plan.device, copy=True) for part in self._host]
+        self._inputs = {config: pixels.clone() for config, pixels in plan.inputs(images).items()}
+        geometry = plan.geometry(images)
+        self._host_geometry = [part.pin_memory() if self._on_gpu else part for part in geometry]
+        self._geometry = [part.to(plan.device, copy=True) for part in geometry]
         self._graph = self._captured() if self._on_gpu else None
         if self._graph is None:
             self._raw, self._rows = self._compute()
@@ -83,13 +87,11 @@ class StaticBatch:
 
     def run(self, images: Sequence[PreparedImage]) -> torch.Tensor:
         """Rows of detections (M, B, 100, 6) on the host; they are overwritten by the next call."""
-        for buffer, config in zip(self._host, self._inputs, strict=False):
+        for config, buffer in self._inputs.items():
             for place, image in zip(buffer, images, strict=True):
-                place.copy_(image.inputs[config].pixels)
-        for buffer, part in zip(self._host[len(self._inputs) :], self._plan.geometry(images), strict=True):
-            buffer.copy_(part)
-        for target, source in zip(self._device, self._host, strict=True):
-            target.copy_(source, non_blocking=True)
+                place.copy_(image.inputs[config].pixels, non_blocking=True)
+        for buffer, host, part in zip(self._geometry, self._host_geometry, self._plan.geometry(images), strict=True):
+            buffer.copy_(host.copy_(part), non_blocking=True)
         if self._graph is None:
             self._raw, self._rows = self._compute()
         else:
@@ -98,12 +100,11 @@ class StaticBatch:
         synchronize(self._plan.device)
         if is_complete(self._answer):
             return self._answer[..., :6]
-        return self._postprocessor.all_candidates(self._raw, *self._device[-2:])
+        return self._postprocessor.all_candidates(self._raw, *self._geometry)
 
     def _compute(self) -> tuple[list[RawOutput], torch.Tensor]:
-        inputs = dict(zip(self._inputs, self._device, strict=False))
-        raw = self._plan.forward(inputs)
-        return raw, self._postprocessor.fixed_shape(raw, *self._device[-2:])
+        raw = self._plan.forward(self._inputs)
+        return raw, self._postprocessor.fixed_shape(raw, *self._geometry)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         device = self._plan.device

@@ -26,6 +26,10 @@ class OnnxRuntime(Backend):
         """See `Technique.batch_sizes`; on a CPU a batch takes as long as its images one after the other."""
         return BATCH_SIZES if device.type == "cuda" else (1,)
 
+    def is_converted(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> bool:
+        """See `Backend.is_converted`."""
+        return onnxruntime_network.is_converted(spec, weights, precision)
+
     def convert(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> None:
         """See `Backend.convert`."""
         onnxruntime_network.prepare(spec, weights, precision)

@@ -25,6 +25,10 @@ class OpenVino(Backend):
         """See `Technique.batch_sizes`; a batch takes as long as its images one after the other."""
         return (1,)
 
+    def is_converted(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> bool:
+        """See `Backend.is_converted`."""
+        return openvino_network.is_converted(spec, weights, precision)
+
     def convert(self, spec: ModelSpec, weights: WeightsStore, precision: str) -> None:
         """See `Backend.convert`."""
         openvino_network.prepare(spec, weights, precision)

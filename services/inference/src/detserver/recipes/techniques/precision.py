@@ -48,6 +48,10 @@ class Tf32(Technique):
             return "TF32 needs an NVIDIA GPU of compute capability 8.0 or more"
         return None
 
+    def loads_beside(self, recipe: Recipe) -> bool:  # noqa: ARG002 (on all)
+        """See `Technique.loads_beside`; torch's switch is the process's."""
+        return False
+
     def apply(self, plan: Plan) -> None:
         """See `Technique.apply`."""
         plan.math = _tf32

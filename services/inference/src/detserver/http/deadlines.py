@@ -1,0 +1,52 @@
+"""What the headers of a request to `/infer` say, before anything else is looked at, and when it has to be answered."""
+
+from dataclasses import dataclass
+
+from starlette.datastructures import QueryParams
+from starlette.types import Scope
+
+_HEADER = b"x-deadline-ms"
+
+# Of a deadline, and at most: what is left for the answer's way to the client.
+_WAY_BACK, _WAY_BACK_S = 0.1, 0.05
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for, as it says so; a name and a number that is not there are None."""
+
+    implementation: str
+    model_set: str | None
+    deadline_ms: float | None
+
+
+def asked_for(scope: Scope) -> Asked | None:
+    """What a request to `POST /infer/{implementation}` asks for; None for every other one, and for one that is wrong.
+
+    Args:
+        scope: of ASGI.
+    """
+    folder, _, name = scope["path"].rpartition("/")
+    if folder != "/infer" or scope["method"] != "POST":
+        return None
+    model_set = QueryParams(scope["query_string"]).get("model_set")
+    said = next((value for key, value in scope["headers"] if key == _HEADER), None)
+    try:
+        deadline_ms = None if said is None else float(said)
+    except ValueError:
+        return None
+    if deadline_ms is not None and not deadline_ms > 0:
+        return None
+    return Asked(name, model_set or None, deadline_ms)
+
+
+def deadline(started: float, deadline_ms: float | None, default_s: float) -> float:
+    """When a request has to be answered so that its client has the answer in time, by `time.perf_counter`.
+
+    Args:
+        started: when its headers were there.
+        deadline_ms: of its client, from then on; None where it has none.
+        default_s: what holds then.
+    """
+    allowed_s = default_s if deadline_ms is None else 1e-3 * deadline_ms
+    return started + allowed_s - min(_WAY_BACK * allowed_s, _WAY_BACK_S)
