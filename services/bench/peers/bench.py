@@ -74,7 +74,10 @@ def peers(workers: int) -> list[Peer]:
     listed = [(OURS, DETSERVER), *((name, work) for work in (EFFDET, DETSERVER) for name in ("LitServe", "BentoML"))]
     found = []
     for (name, work), port in zip(listed, free_ports(len(listed)), strict=True):
-        environment = {"WORK": work, "WORKERS": str(workers), "BENTOML_DO_NOT_TRACK": "True"}
+        environment = {
+            **{"WORK": work, "WORKERS": str(workers), "BENTOML_DO_NOT_TRACK": "True"},
+            **{"DETSERVER_DATA_DIR": str(ROOT / "data"), "NUMBA_CACHE_DIR": str(ROOT / "data" / "cache" / "numba")},
+        }
         command = [part.format(port=port) for part in commands[name]]
         found.append(Peer(name, version(name.lower()), work, command, environment, port))
     return found

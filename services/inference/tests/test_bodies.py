@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -211,6 +212,15 @@ def test_a_client_that_leaves_before_its_answer_is_there_is_counted(server: Runn
         time.sleep(0.05)
     assert server.infer("invalid", **raw(photo, "image/jpeg")).status_code == 200
     assert "Traceback" not in server.log
+
+
+def test_slow_clients_keep_nobody_out(server: RunningServer, photo: bytes):
+    address = httpx.URL(server.url)
+    with ExitStack() as slow:
+        for _ in range(100):  # three times as many as there are places
+            client = slow.enter_context(socket.create_connection((address.host, address.port)))
+            client.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n" + photo[:1000])
+        assert server.infer("invalid", **raw(photo, "image/jpeg")).status_code == 200
 
 
 def test_a_length_that_lies_harms_nobody_else(server: RunningServer, photo: bytes):

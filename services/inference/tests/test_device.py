@@ -74,7 +74,7 @@ def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_thread_that_uses_a_gpu_claims_it(claimed: list, tmp_path: Path):
-    engine = Engine(Registry(), WeightsStore(tmp_path, tmp_path, seed=0), SECOND, Admission(1, 1))
+    engine = Engine(Registry(), WeightsStore(tmp_path, tmp_path, seed=0), SECOND, Admission(1, 1, 1))
     engine.start()
     thread = asyncio.run(engine.call(lambda: threading.current_thread().name))
     engine.stop()

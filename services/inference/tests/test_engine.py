@@ -162,7 +162,7 @@ def image(width: int) -> PreparedImage:
 def engine(tmp_path: Path):
     Batching.go.clear()
     store = WeightsStore(tmp_path, tmp_path, seed=0, allow_download=False)
-    running = Engine(Registry(), store, torch.device("cpu"), Admission(places=3, threads=1))
+    running = Engine(Registry(), store, torch.device("cpu"), Admission(places=3, threads=1, most_bytes=1))
     running.start()
     yield running
     Batching.go.set()
@@ -286,7 +286,7 @@ def test_where_the_device_is_broken_everything_is_answered_with_the_reason_and_n
 ):
     told: list[str] = []
     store = WeightsStore(tmp_path, tmp_path, seed=0, allow_download=False)
-    engine = Engine(Registry(), store, torch.device("cpu"), Admission(9, 1), on_device_failure=told.append)
+    engine = Engine(Registry(), store, torch.device("cpu"), Admission(9, 1, 1), on_device_failure=told.append)
     engine.start()
     Batching.go.set()
     monkeypatch.setattr(engine_module, "why_broken", lambda _: "CUDA error: unspecified launch failure")
@@ -400,7 +400,7 @@ def test_a_free_device_waits_for_a_full_batch_as_long_as_it_is_told_to(engine: E
 def test_the_settings_of_batches_go_before_those_of_the_implementation(tmp_path: Path):
     store = WeightsStore(tmp_path, tmp_path, seed=0, allow_download=False)
     cpu = torch.device("cpu")
-    engine = Engine(Registry(), store, cpu, Admission(9, 1), {"patient": 2}, {"patient": 0.0})
+    engine = Engine(Registry(), store, cpu, Admission(9, 1, 1), {"patient": 2}, {"patient": 0.0})
     engine.start()
     Batching.go.clear()
     answers = asyncio.run(gather(engine, [100, 200, 300, 400], Patient))

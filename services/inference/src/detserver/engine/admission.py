@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from detserver.engine.work import Key
@@ -16,26 +16,28 @@ _NEWEST = 0.2
 # with all that is refused.
 _MARGIN = 1.5
 
-# Bodies that are received, and requests that wait for a load, for each place. They hold none, so that slow clients and
-# slow loads keep nobody out; but each may hold a body in memory.
-_WAITING_PER_PLACE = 2
-
 
 class Admission:
     """Places for requests in work, and what they are expected to take.
 
-    Places are taken and given back by the event loop's thread alone; `note` may be called from any.
+    A body that still arrives, and a request that waits for a load, hold no place, so that slow clients and slow loads
+    keep nobody out. What they hold is bounded by itself: bytes of bodies, and requests for the same load.
+
+    Places are taken and given back by the event loop's thread alone; `note_…` may be called from any.
 
     Args:
-        places: requests in work at the same time, from decoding to the answer.
+        places: requests in work at the same time, from decoding to the answer, and that wait for one load.
         threads: that decode.
+        most_bytes: of bodies that are held before they have a place.
     """
 
-    def __init__(self, places: int, threads: int) -> None:
+    def __init__(self, places: int, threads: int, most_bytes: int) -> None:
         self._places = places
         self._threads = threads
+        self._most_bytes = most_bytes
         self._in_work: Counter[Key] = Counter()
-        self._waiting = 0
+        self._loading: Counter[Key] = Counter()
+        self._bytes = 0
         self._preparing_s = 0.0
         self._device_s: dict[Key, float] = {}
 
@@ -76,21 +78,40 @@ class Admission:
             raise _later(DeadlineMissed(reason), expected_s)
 
     @contextmanager
-    def waiting(self, key: Key, deadline: float) -> Iterator[None]:
-        """Let a request of which not all is there yet, its body or what it asks for, wait without a place.
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Account for a body in the block: the function is told of each piece, by its size.
 
         Raises:
-            QueueFull, DeadlineMissed: see `check`.
+            QueueFull: from that function, where all bodies together are too large.
         """
-        self.check(key, deadline)
-        most = _WAITING_PER_PLACE * self._places
-        if self._waiting >= most:
-            raise QueueFull(f"{most} requests are being received, or wait for a load, already; try again")
-        self._waiting += 1
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._bytes + size > self._most_bytes:
+                raise QueueFull(f"{self._bytes / 1e6:.0f} MB of other bodies are being received; try again")
+            held += size
+            self._bytes += size
+
+        try:
+            yield hold
+        finally:
+            self._bytes -= held
+
+    @contextmanager
+    def loading(self, key: Key) -> Iterator[None]:
+        """Let a request wait for the load of `key`.
+
+        Raises:
+            QueueFull: as many as there are places wait for it already.
+        """
+        if self._loading[key] >= self._places:
+            raise QueueFull(f"{self._places} requests wait until {key[0]} is loaded for {key[1]} already; try again")
+        self._loading[key] += 1
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._loading[key] -= 1
 
     @contextmanager
     def place(self, key: Key, deadline: float) -> Iterator[None]:

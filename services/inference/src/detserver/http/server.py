@@ -80,7 +80,9 @@ class Server:
         )
         self.registry = Registry()
         self._decode_threads = settings.decode_threads or cpus
-        self.admission = Admission(settings.queue_size, self._decode_threads)
+        # As much as all places may hold in bodies.
+        most_bytes = round(settings.queue_size * settings.max_upload_mb * 1e6)
+        self.admission = Admission(settings.queue_size, self._decode_threads, most_bytes)
         self.engine = Engine(
             self.registry,
             self.weights,
@@ -185,11 +187,12 @@ class Server:
             if self._status == "loading":
                 raise NotReady("the preloaded implementations are loading")
             async with by(until):
-                with self.admission.waiting(key, until):
-                    data = await self._read(request, until)
+                with self.admission.body() as hold:
+                    data = await self._read(request, hold, until)
                     stages.end("receive")
                     if key not in self.engine.loaded:
-                        await unless_gone(request, self.engine.ready(implementation, model_set))
+                        with self.admission.loading(key):
+                            await unless_gone(request, self.engine.ready(implementation, model_set))
                 with self.admission.place(key, until):
                     answer = await unless_gone(request, self._detect(key, model_set, data, stages, until))
         except Exception as error:
@@ -228,7 +231,8 @@ class Server:
     ) -> schemas.BatchTimes:
         """Answer `POST /time/{name}`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
-        data = await self._read(request)
+        with self.admission.body() as hold:
+            data = await self._read(request, hold)
         await self.engine.load(implementation, model_set)
         stages = Stages(started=0.0)  # what is timed here is the device alone
         image = await self._prepared(data, (implementation.name, model_set.name), model_set, stages)
@@ -314,9 +318,9 @@ class Server:
                 )
         return by_implementation
 
-    async def _read(self, request: Request, until: float = math.inf) -> bytes:
+    async def _read(self, request: Request, hold: Callable[[int], None], until: float = math.inf) -> bytes:
         limit_s = min(self.settings.body_timeout_s, until - time.perf_counter())
-        return await read_image(request, round(self.settings.max_upload_mb * 1e6), limit_s)
+        return await read_image(request, round(self.settings.max_upload_mb * 1e6), limit_s, hold)
 
     async def _detect(self, key: Key, model_set: ModelSet, data: bytes, stages: Stages, until: float) -> Answer:
         image = await self._prepared(data, key, model_set, stages, until)

@@ -1,7 +1,7 @@
 """The image of a request, as a multipart field or as the raw body, never more of it than the limit."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -23,12 +23,13 @@ UNNAMED_TYPE = "application/octet-stream"
 """What clients call bytes whose kind they do not know; the decoder looks at them anyway."""
 
 
-async def read_image(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+async def read_image(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
     """The bytes of the uploaded image.
 
     Args:
         max_bytes: limit for the body; a form may be a little longer than the image in it.
         timeout_s: how long the client may take, so that slow ones cannot pile up.
+        hold: told of the size of each piece that arrives; it may raise.
 
     Raises:
         EmptyBody, BodyTooLarge, BodyTimeout, ClientGone, UnsupportedMediaType, MalformedForm, MissingField: see there.
@@ -40,7 +41,7 @@ async def read_image(request: Request, max_bytes: int, timeout_s: float) -> byte
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(f"Content-Encoding {encoding}: send the body as it is, not compressed")
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    body = _limited(request, max_bytes)
+    body = _limited(request, max_bytes, hold)
     try:
         async with asyncio.timeout(timeout_s):
             if kind == "multipart/form-data":
@@ -60,12 +61,13 @@ async def read_image(request: Request, max_bytes: int, timeout_s: float) -> byte
     )
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(request: Request, max_bytes: int, hold: Callable[[int], None]) -> AsyncIterator[bytes]:
     received = 0
     async for piece in request.stream():
         received += len(piece)
         if received > max_bytes:
             raise _too_large(max_bytes)
+        hold(len(piece))
         yield piece
 
 

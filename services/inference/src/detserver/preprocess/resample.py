@@ -78,15 +78,16 @@ def _one_pass(pixels: torch.Tensor, size: int, interpolation: str, dimension: in
     return torch.cat(passed, other) if len(passed) > 1 else passed[0]
 
 
-@lru_cache(maxsize=64)
 def _weights_on(device: torch.device, before: int, after: int, interpolation: str) -> torch.Tensor:
-    """The weights of one pass as a matrix, float64 of shape (after, before)."""
+    """The weights of one pass as a matrix, float64 of shape (after, before); made anew, since large ones are 50 MB."""
     first, count, weights = taps(before, after, interpolation)
-    places = np.arange(weights.shape[1])
-    rows, columns = np.nonzero(places < count[:, None])
-    matrix = np.zeros((after, before))
-    matrix[rows, first[rows] + columns] = weights[rows, columns]
-    return torch.from_numpy(matrix).to(device)
+    rows, places = np.nonzero(np.arange(weights.shape[1]) < count[:, None])
+    rows_on, columns_on, values_on = (
+        torch.from_numpy(each).to(device) for each in (rows, first[rows] + places, weights[rows, places])
+    )
+    matrix = torch.zeros(after, before, dtype=torch.float64, device=device)
+    matrix[rows_on, columns_on] = values_on.to(torch.float64)
+    return matrix
 
 
 @lru_cache(maxsize=256)
