@@ -215,6 +215,16 @@ def test_what_cannot_be_converted_is_left_out(weights, small, monkeypatch, caplo
     assert "left out, because it failed: an operator" in caplog.text
 
 
+def test_what_is_converted_by_a_process_that_is_killed_is_left_out(weights, small, monkeypatch, caplog):
+    onnxruntime = Recipe(fold=True, postprocess="batched", backend="onnxruntime")
+    torch_alone = [recipe for recipe in candidates(Search(), CPU, small) if recipe.backend == "torch"][1:2]
+    monkeypatch.setattr("detserver.implementations.from_recipe.candidates", lambda *_: [onnxruntime, *torch_alone])
+    monkeypatch.setattr("detserver.recipes.techniques.onnxruntime.OnnxRuntime.is_converted", lambda *_: False)
+    monkeypatch.setattr("detserver.recipes.aside.sys.executable", "/bin/false")
+    Registry().get("fastest")(small, weights, CPU).prepare()
+    assert f"{onnxruntime}: left out: the process that converts networks ended, with 1" in caplog.text
+
+
 @pytest.mark.slow
 def test_fastest_gives_baselines_answers(weights, small, images, expected):
     implementation = Registry().get("fastest")(small, weights, CPU)

@@ -1,8 +1,8 @@
 """Preparing recipes in a process of its own, which other threads of the server do not notice.
 
 While torch exports a network, every call of a module in the same process becomes a part of that network, whichever
-thread it comes from (`torch.fx.Tracer.trace` replaces `torch.nn.Module.__call__`). It also costs a gigabyte of memory,
-which a process that ends gives back.
+thread it comes from (`torch.fx.Tracer.trace` replaces `torch.nn.Module.__call__`). Where there is too little memory for
+a conversion, the server lives on.
 """
 
 import logging
@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -22,24 +23,22 @@ from detserver.recipes.recipe import Recipe
 def prepare_aside(
     recipes: Sequence[Recipe], model_set: ModelSet, weights: WeightsStore, device: torch.device
 ) -> dict[Recipe, DetserverError]:
-    """Prepare `recipes`, one after the other, see `detserver.recipes.build.prepare`; returns why some could not be.
-
-    Raises:
-        InferenceFailed: the process ended before it was done.
-    """
+    """Prepare `recipes`, one after the other, see `detserver.recipes.build.prepare`; returns why some could not be."""
     level = logging.getLogger().getEffectiveLevel()
     command = (sys.executable, "-m", "detserver.recipes.preparing", str(level))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    answer = b""
+    with (
+        suppress(BrokenPipeError),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
-            pickle.dump((list(recipes), model_set, weights, device), process.stdin)
-            process.stdin.flush()
-            # Its input stays open: where it ends, the server has ended.
-            answer = process.stdout.read()
-        except BrokenPipeError:
-            answer = b""
+        pickle.dump((list(recipes), model_set, weights, device), process.stdin)
+        process.stdin.flush()
+        # Its input stays open: where it ends, the server has ended.
+        answer = process.stdout.read()
     if not answer:
-        raise InferenceFailed(f"networks were not converted: the process for it ended with {process.returncode}")
+        ended = InferenceFailed(f"the process that converts networks ended, with {process.returncode}")
+        return dict.fromkeys(recipes, ended)
     failures: dict[Recipe, DetserverError] = pickle.loads(answer)
     return failures
