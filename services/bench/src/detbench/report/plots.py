@@ -178,7 +178,7 @@ class Plots:
                     left += share
                 not_models = row.run.load.not_model_share
                 if not_models is not None:
-                    axes.annotate(f" {100 * not_models:.2g} %", (100, place), va="center")
+                    axes.annotate(f" {100 * not_models:.{0 if not_models >= 0.1 else 1}f} %", (100, place), va="center")
             self._name_rows(axes)
             axes.set_xlim(0, 100)
             axes.set_xlabel("share of the server's time of a request (%); right: not the models, the queue left out")
