@@ -49,7 +49,7 @@ class RunningServer:
         return self.log_file.read_text(errors="replace")
 
     def infer(self, implementation: str, **request: object) -> httpx.Response:
-        return httpx.post(f"{self.url}/infer/{implementation}", timeout=120, **request)  # type: ignore[arg-type]
+        return httpx.post(f"{self.url}/infer/{implementation}", timeout=600, **request)  # type: ignore[arg-type]
 
 
 def start(folder: Path, wait: bool, environment: dict[str, str], program: Sequence[str] = ()) -> RunningServer:
@@ -58,7 +58,8 @@ def start(folder: Path, wait: bool, environment: dict[str, str], program: Sequen
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log_file = folder / f"server-{port}.log"
-    variables = os.environ | {"DETSERVER_PORT": str(port), "DETSERVER_WEIGHTS_DOWNLOAD": "false", **environment}
+    ours = {"DETSERVER_PORT": str(port), "DETSERVER_WEIGHTS_DOWNLOAD": "false", "DETSERVER_DEADLINE_S": "600"}
+    variables = os.environ | ours | environment
     process: Process
     if program:
         with log_file.open("wb") as log:
