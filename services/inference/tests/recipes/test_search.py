@@ -222,7 +222,7 @@ def test_what_is_converted_by_a_process_that_is_killed_is_left_out(weights, smal
     monkeypatch.setattr("detserver.recipes.techniques.onnxruntime.OnnxRuntime.is_converted", lambda *_: False)
     monkeypatch.setattr("detserver.recipes.aside.sys.executable", "/bin/false")
     Registry().get("fastest")(small, weights, CPU).prepare()
-    assert f"{onnxruntime}: left out: the process that converts networks ended, with 1" in caplog.text
+    assert f"{onnxruntime}: left out: the process that converts and compiles networks ended, with 1" in caplog.text
 
 
 @pytest.mark.slow

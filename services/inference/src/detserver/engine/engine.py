@@ -14,6 +14,7 @@ from detserver.engine.loaded import LoadedImplementations
 from detserver.engine.loading import Beside, Turns
 from detserver.engine.queue import ALONE, Batching, WorkQueue
 from detserver.engine.work import Answer, Call, Key, LoadFigures, Request, fail
+from detserver.engine.worthwhile import WorthwhileSizes
 from detserver.errors import (
     CannotRun,
     DeadlineMissed,
@@ -70,6 +71,7 @@ class Engine:
         self._device_failure: DeviceFailed | None = None
         self._device_check = threading.Lock()
         self._turns = Turns()
+        self._worthwhile = WorthwhileSizes()
         self._queue = WorkQueue(self._batching, self._alive)
         self._loaded = LoadedImplementations(weights, device, self._turns.turn)
         self._beside = Beside()
@@ -234,10 +236,10 @@ class Engine:
         return await asyncio.wrap_future(self._beside.run(partial(self._told, function), gently))
 
     async def _load(self, implementation: type[BaseModelImpl], model_set: ModelSet) -> LoadFigures:
-        prepared = await self.beside(lambda: self._loaded.prepare(implementation, model_set))
+        gently = bool(self.loaded) and implementation.loads_gently()
+        prepared = await self.beside(lambda: self._loaded.prepare(implementation, model_set), gently)
         if not implementation.loads_beside(self.device):
             return await self.call(lambda: self._loaded.load(prepared))
-        gently = bool(self.loaded) and implementation.loads_gently()
         return await self.beside(lambda: self._loaded.load(prepared), gently)
 
     def _note_load(self, key: Key, task: "asyncio.Task[LoadFigures]") -> None:
@@ -259,7 +261,9 @@ class Engine:
         built = self._loaded.get(key)
         if built is None:
             return ALONE
-        largest = built.fitting(self._batch_sizes.get(key[0], built.max_batch_size))
+        most = built.fitting(self._batch_sizes.get(key[0], built.max_batch_size))
+        sizes = sorted({built.fitting(min(1 << power, most)) for power in range(most.bit_length() + 1)})
+        largest = self._worthwhile.largest(key, sizes)
         return Batching(built.fitting, largest, self._queue_delays_s.get(key[0], 1e-3 * built.max_queue_delay_ms))
 
     def _alive(self, request: Request, now: float) -> bool:
@@ -320,7 +324,9 @@ class Engine:
                 continue
             for request, each in zip(batch, answers, strict=True):
                 request.future.set_result(each)
-            self.admission.note_device(key, (answers[0].ended - answers[0].started) / size)
+            image_s = (answers[0].ended - answers[0].started) / size
+            self.admission.note_device(key, image_s)
+            self._worthwhile.note(key, size, image_s)
 
     def _complete(self, call: Call) -> None:
         if not call.future.set_running_or_notify_cancel():

@@ -54,7 +54,10 @@ class Loaded(BaseModel):
     load_s: float = Field(
         description="seconds that this load took, without what it shares with others; 0 when it was loaded already"
     )
-    compile_s: float | None = Field(description="seconds of it that torch.compile took; null where it is not used")
+    compile_s: float | None = Field(
+        description="seconds that torch.compile took, before the load where the cache folder lacked its code; "
+        "null where it is not used"
+    )
     remark: str = Field(description="what really runs: what `fastest` has chosen, what was not compiled in time")
     first: bool = Field(
         description="whether this load put into the cache folder what later ones find there: a new process loads "

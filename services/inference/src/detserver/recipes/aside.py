@@ -24,8 +24,8 @@ def prepare_aside(
     recipes: Sequence[Recipe], model_set: ModelSet, weights: WeightsStore, device: torch.device
 ) -> dict[Recipe, DetserverError]:
     """Prepare `recipes`, one after the other, see `detserver.recipes.build.prepare`; returns why some could not be."""
-    level = logging.getLogger().getEffectiveLevel()
-    command = (sys.executable, "-m", "detserver.recipes.preparing", str(level))
+    level, threads = logging.getLogger().getEffectiveLevel(), torch.get_num_threads()
+    command = (sys.executable, "-m", "detserver.recipes.preparing", str(level), str(threads))
     answer = b""
     with (
         suppress(BrokenPipeError),
@@ -38,7 +38,7 @@ def prepare_aside(
         # Its input stays open: where it ends, the server has ended.
         answer = process.stdout.read()
     if not answer:
-        ended = InferenceFailed(f"the process that converts networks ended, with {process.returncode}")
+        ended = InferenceFailed(f"the process that converts and compiles networks ended, with {process.returncode}")
         return dict.fromkeys(recipes, ended)
     failures: dict[Recipe, DetserverError] = pickle.loads(answer)
     return failures

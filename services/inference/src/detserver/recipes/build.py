@@ -8,9 +8,10 @@ from torch import nn
 
 from detserver.machine.stopwatch import Stopwatch
 from detserver.models.model_sets import ModelSet, ModelSpec
+from detserver.models.scenes import photograph
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import DetectionOutput, RawOutput
-from detserver.preprocess import PreparedImage
+from detserver.preprocess import PreparedImage, prepare_for
 from detserver.recipes.recipe import BATCH_SIZES, Recipe
 from detserver.recipes.technique import Network, Plan, Run
 from detserver.recipes.techniques import of_recipe
@@ -41,15 +42,19 @@ def batch_sizes(recipe: Recipe, device: torch.device) -> tuple[int, ...]:
     return tuple(size for size in BATCH_SIZES if all(size in sizes for sizes in of_each))
 
 
-def is_prepared(recipe: Recipe, model_set: ModelSet, weights: WeightsStore) -> bool:
+def is_prepared(recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> bool:
     """Whether the cache folder has all that `prepare` would put there."""
-    return all(technique.is_prepared(recipe, model_set, weights) for technique in of_recipe(recipe))
+    return all(technique.is_prepared(recipe, model_set, weights, device) for technique in of_recipe(recipe))
 
 
 def prepare(recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:
-    """Make what later loads find in the cache folder; it counts as part of no load."""
+    """Make what later loads find in the cache folder, by running each batch size where that makes it."""
     for technique in of_recipe(recipe):
         technique.prepare(recipe, model_set, weights, device)
+    if not is_prepared(recipe, model_set, weights, device):
+        built = Built(recipe, model_set, weights, device, Stopwatch(device), lambda: None)
+        example = prepare_for(device, photograph(), model_set.inputs, built.memory_format)
+        built.warm_up(lambda: example, built.batch_sizes)
 
 
 class Built:

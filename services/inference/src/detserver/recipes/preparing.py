@@ -1,4 +1,4 @@
-"""The process that prepares recipes: `python -m detserver.recipes.preparing LOG_LEVEL`, see `aside`."""
+"""The process that prepares recipes: `python -m detserver.recipes.preparing LOG_LEVEL THREADS`, see `aside`."""
 
 import logging
 import os
@@ -13,13 +13,19 @@ from detserver.settings import LOG_FORMAT
 _GIVE_WAY = 10  # to what is served, of 19
 
 
-def main(level: str) -> None:
+def main(level: str, threads: str) -> None:
     """Prepare what standard input asks for, and write the failures to standard output, both pickled."""
     os.nice(_GIVE_WAY)
     logging.basicConfig(level=int(level), format=LOG_FORMAT, stream=sys.stderr)
     lean_imports.install()
+    import torch
+
+    from detserver.machine.device import use_ieee_float32
     from detserver.recipes import build
 
+    # As in the server: compiled code is refused where they are others.
+    torch.set_num_threads(int(threads))
+    use_ieee_float32()
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries print
     recipes, model_set, weights, device = pickle.load(sys.stdin.buffer)

@@ -156,7 +156,7 @@ class Technique:
         """The sizes of batches that it can run, ascending, from 1; some of `BATCH_SIZES`."""
         return BATCH_SIZES
 
-    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore) -> bool:  # noqa: ARG002 (for subclasses to use)
+    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> bool:  # noqa: ARG002 (for subclasses to use)
         """Whether the cache folder has all that `prepare` would put there."""
         return True
 

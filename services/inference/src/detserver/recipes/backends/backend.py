@@ -43,7 +43,7 @@ class Backend(Technique):
     def network(self, spec: ModelSpec, weights: WeightsStore, precision: str, device: torch.device) -> Network:
         """The converted network, ready to run; its attribute `remark` says how, where that has to be said."""
 
-    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore) -> bool:
+    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> bool:  # noqa: ARG002 (on all)
         """See `Technique.is_prepared`."""
         return all(self.is_converted(spec, weights, recipe.precision) for spec in model_set.models)
 

@@ -1,25 +1,41 @@
-"""`compile`: each network through torch.compile (inductor); what it makes is kept in the cache folder."""
+"""`compile`: each network through torch.compile (inductor); what it makes is kept in the cache folder.
 
+The code of `default` is made ahead of time, in a process of its own (`detserver.recipes.aside`), and loaded by the
+server. While torch traces a network, `torch.nn.Module.__call__` is another one for every thread of its process, so that
+what is served meanwhile fails; and it works in Python for minutes.
+"""
+
+import hashlib
 import importlib
 import os
+import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
-from detserver.models.model_sets import ModelSet
+from detserver.models.model_sets import ModelSet, ModelSpec
 from detserver.models.weights import WeightsStore
 from detserver.postprocess import RawOutput
+from detserver.recipes.backends.conversion import make_once
 from detserver.recipes.plane_mean import with_accurate_means
 from detserver.recipes.recipe import BATCH_SIZES, Recipe
+from detserver.recipes.stacks import groups
 from detserver.recipes.technique import Inputs, Plan, Technique
 
 _switched_off = False
 # One entry per network, batch size and implementation; above the limit, 8 by default, dynamo runs eager for good.
 _MAX_GRAPHS = 256
+
+_FILE = "network.bin"
+# Of how a network is compiled; another number, and every one is compiled anew.
+_COMPILATION = 2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,26 +68,42 @@ class Compile(Technique):
         """See `Technique.batch_sizes`; on a CPU one image alone, because larger batches gain nothing there."""
         return BATCH_SIZES if device.type == "cuda" else (1,)
 
+    def is_prepared(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> bool:
+        """See `Technique.is_prepared`."""
+        if recipe.compile != "default":
+            return True
+        networks = [[spec] for spec in model_set.models] if recipe.stack == "none" else groups(model_set.models)
+        return all(
+            _folder(recipe, specs, weights, device, size).is_dir()
+            for specs in networks
+            for size in self.batch_sizes(device)
+        )
+
     def prepare(self, recipe: Recipe, model_set: ModelSet, weights: WeightsStore, device: torch.device) -> None:  # noqa: ARG002 (on all)
         """Import what torch.compile imports at its first use, which takes seconds."""
         importlib.import_module("torch._inductor.compile_fx")
 
     def apply(self, plan: Plan) -> None:
         """See `Technique.apply`."""
-        mode = None if plan.recipe.compile == "default" else plan.recipe.compile
+        torch._dynamo.config.recompile_limit = _MAX_GRAPHS
+        if plan.recipe.compile == "default":
+            for network in plan.networks:
+                assert network.module is not None
+                if plan.device.type == "cpu":
+                    with_accurate_means(network.module)
+                # As `nn.Module.compile` does.
+                network.module._compiled_call_impl = _AheadOfTime(network.module, plan, network.specs)
+            return
         for network in plan.networks:
-            if plan.device.type == "cpu" and network.module is not None:
-                with_accurate_means(network.module)
-            network.run = compiled(network.run, mode)
-        if mode is not None:
-            forward = plan.forward
+            network.run = compiled(network.run, mode=plan.recipe.compile)
+        forward = plan.forward
 
-            def in_one_step(inputs: Inputs) -> list[RawOutput]:
-                # What the last batch answered may be overwritten.
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                return forward(inputs)
+        def in_one_step(inputs: Inputs) -> list[RawOutput]:
+            # What the last batch answered may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return forward(inputs)
 
-            plan.forward = in_one_step
+        plan.forward = in_one_step
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -100,11 +132,61 @@ def configure(cache_dir: Path, processes: int, allowed: bool) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir.absolute() / "triton"))
 
 
-def compiled(function: Callable[P, T], mode: str | None = None) -> Callable[P, T]:
+def compiled(function: Callable[P, T], **how: Any) -> Callable[P, T]:
     """`function` through torch.compile, for each shape by itself.
 
     Shapes are never symbols: networks of one class and several input sizes share their code, so that torch would take
     their height and width for symbols from the second network on, and then compiles for more than ten minutes.
     """
-    torch._dynamo.config.recompile_limit = _MAX_GRAPHS
-    return torch.compile(function, dynamic=False, mode=mode)
+    return torch.compile(function, dynamic=False, **how)
+
+
+class _AheadOfTime:
+    """The compiled code of a network, for each batch size: loaded from the cache folder, and made where it is absent.
+
+    Args:
+        module: whose weights it takes.
+        specs: the members of the network.
+    """
+
+    def __init__(self, module: nn.Module, plan: Plan, specs: Sequence[ModelSpec]) -> None:
+        self._module = module
+        self._folder = partial(_folder, plan.recipe, specs, plan.weights, plan.device)
+        self._names = ", ".join(spec.name for spec in specs)
+        self._by_size: dict[int, Callable[..., Any]] = {}
+
+    def __call__(self, pixels: torch.Tensor) -> Any:
+        size = len(pixels)
+        if size not in self._by_size:
+            self._by_size[size] = self._loaded(pixels)
+        return self._by_size[size](self._module, pixels)
+
+    def _loaded(self, pixels: torch.Tensor) -> Callable[..., Any]:
+        folder = self._folder(len(pixels))
+        make_once(folder, f"compiling {self._names} for batches of {len(pixels)}", lambda to: self._compile(to, pixels))
+        load: Any = torch.compiler.load_compiled_function
+        with (folder / _FILE).open("rb") as file:
+            code: Callable[..., Any] = load(file)
+        return code
+
+    def _compile(self, folder: Path, pixels: torch.Tensor) -> None:
+        # Its inputs have one shape, layout and dtype, which its code checks; what torch would check besides is whether
+        # they were made in inference mode, and that makes no difference.
+        unchecked = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        function: Any = compiled(self._module.forward, fullgraph=True, options=unchecked)
+        function.aot_compile(((pixels,), {})).save_compiled_function(str(folder / _FILE))
+
+
+def _folder(
+    recipe: Recipe, specs: Sequence[ModelSpec], weights: WeightsStore, device: torch.device, batch_size: int
+) -> Path:
+    """Where the code of a network is kept, named by all that it is made from and for."""
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)} {torch.version.cuda}"
+    else:
+        machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    members = [(spec.identity, weights.get(spec).fingerprint) for spec in specs]
+    made_from = f"{members} {recipe} {machine} {version('torch')} {_COMPILATION}"
+    name = "-".join(spec.name for spec in specs)
+    digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    return weights.cache_dir / "compiled" / f"{name}_batch{batch_size}_{digest}"
