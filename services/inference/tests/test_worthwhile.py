@@ -3,16 +3,17 @@
 import pytest
 
 from detserver.engine.worthwhile import WorthwhileSizes
+from detserver.recipes.recipe import BATCH_SIZES as SIZES
+from detserver.recipes.recipe import largest_fitting
 
 KEY = ("grouped", "uniform")
-SIZES = (1, 2, 4, 8, 16)
 
 
-def run(sizes: WorthwhileSizes, image_s: dict[int, float], batches: int) -> list[int]:
-    """The sizes of so many batches for which there are always images enough."""
+def run(sizes: WorthwhileSizes, image_s: dict[int, float], batches: int, waiting: int = 16) -> list[int]:
+    """The sizes of so many batches, while so many images wait."""
     made = []
     for _ in range(batches):
-        size = sizes.largest(KEY, SIZES)
+        size = largest_fitting(min(waiting, sizes.largest(KEY, SIZES)), SIZES)
         sizes.note(KEY, size, image_s[size])
         made.append(size)
     return made
@@ -31,6 +32,21 @@ def test_nearly_all_batches_have_the_size_that_is_fastest_for_each_image(image_s
     assert run(sizes, image_s, 1) == [16]
     run(sizes, image_s, 40)
     assert run(sizes, image_s, 400).count(best) >= 390
+
+
+def test_a_size_that_never_waits_together_keeps_nobody_from_learning_that_smaller_ones_are_faster():
+    sizes = WorthwhileSizes()
+    image_s = {1: 0.338, 2: 0.313, 4: 0.309, 8: 0.361}
+    run(sizes, image_s, 40, waiting=15)
+    assert run(sizes, image_s, 400, waiting=15).count(4) >= 380
+
+
+def test_a_size_between_that_is_slow_hides_none_that_is_fast():
+    sizes = WorthwhileSizes()
+    image_s = {1: 0.3, 2: 0.4, 4: 0.5, 8: 0.4, 16: 0.4}
+    run(sizes, image_s, 3, waiting=1)
+    run(sizes, image_s, 40)
+    assert run(sizes, image_s, 400).count(1) >= 380
 
 
 def test_what_was_slow_because_the_machine_was_busy_is_tried_again():

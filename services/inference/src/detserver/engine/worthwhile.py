@@ -34,20 +34,19 @@ class WorthwhileSizes:
         Args:
             sizes: that the implementation can run, ascending.
         """
-        at = len(sizes) - 1
-        while at and self._is_faster(key, sizes[at - 1], sizes[at]):
-            at -= 1
+        known = [size for size in sizes if self._knows(key, size)]
+        if not known:
+            return sizes[-1]
+        at = sizes.index(min(known, key=lambda size: median(self._image_s[key, size])))
         batches = self._batches[key]
-        if at and self._knows(key, sizes[at]) and not self._knows(key, sizes[at - 1]):
-            return sizes[at - 1] if batches % _TRY_EVERY == 0 else sizes[at]
-        if batches and batches % _LOOK_AGAIN_EVERY == 0:
+        if at and sizes[at - 1] not in known and batches % _TRY_EVERY == 0:
+            return sizes[at - 1]
+        if sizes[at] == known[-1]:
+            return sizes[-1]  # nothing speaks against larger ones
+        if batches % _LOOK_AGAIN_EVERY == 0:
             larger = batches // _LOOK_AGAIN_EVERY % 2 == 0
-            at = min(at + 1, len(sizes) - 1) if larger else max(at - 1, 0)
+            return sizes[at + 1 if larger else max(at - 1, 0)]
         return sizes[at]
 
     def _knows(self, key: Key, size: int) -> bool:
         return len(self._image_s[key, size]) == _BATCHES
-
-    def _is_faster(self, key: Key, size: int, other: int) -> bool:
-        known = self._knows(key, size) and self._knows(key, other)
-        return known and median(self._image_s[key, size]) < median(self._image_s[key, other])
