@@ -35,7 +35,7 @@ _MAX_GRAPHS = 256
 
 _FILE = "network.bin"
 # Of how a network is compiled; another number, and every one is compiled anew.
-_COMPILATION = 2
+_COMPILATION = 1
 
 P = ParamSpec("P")
 T = TypeVar("T")
