@@ -1,5 +1,6 @@
 """Every network sees effdet's own input, bit for bit: by Pillow on the host, or by tensors on the device."""
 
+import gc
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,3 +156,17 @@ def test_memory_is_used_again_once_its_image_is_gone_and_helpers_do_their_part()
         assert again.inputs[config].pixels.data_ptr() == addresses[config]
         assert torch.equal(again.inputs[config].pixels, effdets(noise(70, 70, seed=3), config)[0])
         assert torch.equal(kept.inputs[config].pixels, effdets(noise(60, 80, seed=2), config)[0])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_that_is_used_again_holds_nothing_of_its_images_before(memory_format: torch.memory_format):
+    slots = Slots(keep=2)
+    config = InputConfig((64, 64), MEAN, STD, "bilinear", (0, 0, 0))
+
+    def tensors_after(images: int) -> int:
+        for seed in range(images):
+            prepare_for(torch.device("cpu"), noise(50, 40, seed), [config], memory_format, slots=slots)
+        gc.collect()
+        return sum(type(each) is torch.Tensor for each in gc.get_objects())
+
+    assert tensors_after(5) == tensors_after(50)

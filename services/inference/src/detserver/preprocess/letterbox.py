@@ -19,7 +19,7 @@ from PIL import Image
 
 from detserver.errors import ImageTooSmall
 from detserver.preprocess import resample
-from detserver.preprocess.slots import Pixels, Slots
+from detserver.preprocess.slots import Slots, new_pixels
 
 LARGE_PIXELS = 4_000_000
 """A picture that has more is large: Pillow resizes it, which needs none of the copies that the kernels make of it."""
@@ -141,7 +141,7 @@ def prepare(
     inputs |= {config: offered[config].result() for config in others if config not in inputs}
     prepared = PreparedImage(image.width, image.height, inputs)
     if slots is not None:
-        weakref.finalize(prepared, slots.give, [_array(each.pixels) for each in inputs.values()])
+        weakref.finalize(prepared, slots.give, [each.pixels for each in inputs.values()])
     return prepared
 
 
@@ -246,14 +246,13 @@ def _normalised(
     planes: Planes, scale: float, config: InputConfig, memory_format: torch.memory_format, slots: Slots | None
 ) -> NetworkInput:
     table, fill = _table(config)
-    last = memory_format == torch.channels_last
-    shape = (*config.size, 3) if last else (3, *config.size)
-    pixels = np.empty(shape, np.float32) if slots is None else slots.take(shape)
-    if last:
-        _kernels().normalise_channels_last(planes, table, fill, pixels)
-        return NetworkInput(torch.from_numpy(pixels).permute(2, 0, 1), scale)
-    _kernels().normalise(planes, table, fill, pixels)
-    return NetworkInput(torch.from_numpy(pixels), scale)
+    take = new_pixels if slots is None else slots.take
+    pixels = take(config.size, memory_format)
+    if memory_format == torch.channels_last:
+        _kernels().normalise_channels_last(planes, table, fill, pixels.permute(1, 2, 0).numpy())
+    else:
+        _kernels().normalise(planes, table, fill, pixels.numpy())
+    return NetworkInput(pixels, scale)
 
 
 def _resized(planes: Planes, taps: resample.Taps) -> Planes:
@@ -266,12 +265,6 @@ def _turned(planes: Planes) -> Planes:
     target = np.empty((3, planes.shape[2], planes.shape[1]), np.uint8)
     _kernels().turn(planes, target)
     return target
-
-
-def _array(pixels: torch.Tensor) -> Pixels:
-    """The array that `letterbox` has taken for `pixels`."""
-    array: Pixels = (pixels if pixels.is_contiguous() else pixels.permute(1, 2, 0)).numpy()
-    return array
 
 
 @lru_cache(maxsize=1)
