@@ -142,16 +142,20 @@ def test_a_new_password_for_grafana_counts_from_the_next_start(own: Stack, check
 def test_a_stopped_server_answers_what_it_has_accepted(own: Stack):
     statuses: list[int] = []
     body = photo()
+    # `detbench run --host`, of an earlier test, unloaded it.
+    httpx.post(f"{server(own)}/implementations/baseline/load", timeout=120).raise_for_status()
+    # Nobody is refused, however slow a busy machine made the requests before.
+    patient = JPEG | {"X-Deadline-Ms": "120000"}
 
     def send() -> None:
         statuses.append(
-            httpx.post(f"{server(own)}/infer/baseline", content=body, headers=JPEG, timeout=120).status_code
+            httpx.post(f"{server(own)}/infer/baseline", content=body, headers=patient, timeout=120).status_code
         )
 
-    clients = [threading.Thread(target=send) for _ in range(32)]
+    clients = [threading.Thread(target=send) for _ in range(12)]
     for client in clients:
         client.start()
-    eventually(lambda: own.value("detserver_queue_depth") > 16, within_s=20)
+    eventually(lambda: own.value("detserver_queue_depth") > 4, within_s=20)
     own.docker("stop", own.containers("inference")[0])
     for client in clients:
         client.join()
