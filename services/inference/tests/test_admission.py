@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from detserver.engine.admission import Admission
-from detserver.errors import DeadlineMissed, QueueFull
+from detserver.errors import DeadlineTooNear, QueueFull
 
 KEY, OTHER = ("baseline", "mixed"), ("fastest", "mixed")
 
@@ -64,7 +64,7 @@ def test_what_would_miss_its_deadline_is_refused_at_once_and_told_when_to_come_b
     admission.note_device(OTHER, 0.5)
     with admission.place(KEY, in_s(10)), admission.place(OTHER, in_s(10)):
         # 2.5 s of the device before it, and 2 of its own, with half as much again to be sure.
-        with pytest.raises(DeadlineMissed, match=r"about 6.8 s, and its deadline is in 6 s") as refused:
+        with pytest.raises(DeadlineTooNear, match=r"about 6.8 s, and its deadline is in 6 s") as refused:
             admission.check(KEY, in_s(6))
         assert refused.value.retry_after_s == 7
         admission.check(KEY, in_s(7))

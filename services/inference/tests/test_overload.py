@@ -152,7 +152,7 @@ def test_what_is_loaded_is_served_while_another_is_made_and_who_asks_for_that_wa
     asked, waited, loaded = asyncio.run(load_beside())
     assert loaded.is_success
     assert {outcome.status for outcome in (*alone.outcomes, *asked)} == {200}
-    assert {outcome.status for outcome in waited} == {503}
+    assert {outcome.status for outcome in waited} <= {429, 503}
     # Long before the load ends: at its deadline, or at once where the device alone takes longer than that.
     assert all(outcome.took_s < 10.0 and outcome.retry_after for outcome in waited), waited
     answers = [server.infer(name, content=content, headers=JPEG).json() for name in ("baseline", slow_to_load)]

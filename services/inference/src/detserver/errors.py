@@ -47,6 +47,12 @@ class ClientGone(DetserverError):
     status = 499
 
 
+class BadInferRequest(DetserverError):
+    """Raised when a request of the Open Inference Protocol does not follow it, or is not what a model here takes."""
+
+    status = 400
+
+
 class UnknownImplementation(DetserverError):
     """Raised when no implementation has the name that was asked for."""
 
@@ -55,6 +61,12 @@ class UnknownImplementation(DetserverError):
 
 class UnknownModelSet(DetserverError):
     """Raised when no model set has the name that was asked for."""
+
+    status = 404
+
+
+class UnknownModelVersion(DetserverError):
+    """Raised when a client of the Open Inference Protocol asks for another version than the one that a model has."""
 
     status = 404
 
@@ -108,8 +120,15 @@ class QueueFull(DetserverError):
     retry_after_s = 1
 
 
+class DeadlineTooNear(DetserverError):
+    """Raised at once when a request would miss its deadline, because of all that is in work, or by itself."""
+
+    status = 429
+    retry_after_s = 1
+
+
 class DeadlineMissed(DetserverError):
-    """Raised when a request cannot be answered by its deadline: at once where that can be foreseen, else when it is."""
+    """Raised when a request that was taken in is not answered by its deadline."""
 
     status = 503
     retry_after_s = 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from detserver.engine.work import Key
-from detserver.errors import DeadlineMissed, DetserverError, QueueFull
+from detserver.errors import DeadlineTooNear, DetserverError, QueueFull
 
 # Of the newest measurement in what is expected of the next.
 _NEWEST = 0.2
@@ -67,7 +67,7 @@ class Admission:
             deadline: when it has to be answered, by `time.perf_counter`.
 
         Raises:
-            QueueFull, DeadlineMissed: see there.
+            QueueFull, DeadlineTooNear: see there.
         """
         expected_s = self.expected_s(key)
         if self._in_work.total() >= self._places:
@@ -75,7 +75,7 @@ class Admission:
         left_s = deadline - time.perf_counter()
         if expected_s > left_s:
             reason = f"it would take about {expected_s:.2g} s, and its deadline is in {max(left_s, 0):.2g} s; try again"
-            raise _later(DeadlineMissed(reason), expected_s)
+            raise _later(DeadlineTooNear(reason), expected_s)
 
     @contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
@@ -118,7 +118,7 @@ class Admission:
         """Hold one of the places.
 
         Raises:
-            QueueFull, DeadlineMissed: see `check`.
+            QueueFull, DeadlineTooNear: see `check`.
         """
         self.check(key, deadline)
         self._in_work[key] += 1

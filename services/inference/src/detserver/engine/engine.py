@@ -257,6 +257,10 @@ class Engine:
         if not self._queue.put(item):
             raise self._device_failure or NotReady("the server is about to end")
 
+    def batch_size(self, implementation: type[BaseModelImpl]) -> int:
+        """How many images that wait together run together at most."""
+        return self._batch_sizes.get(implementation.name, implementation.max_batch_size)
+
     def _batching(self, key: Key) -> Batching:
         built = self._loaded.get(key)
         if built is None:

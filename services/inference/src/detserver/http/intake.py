@@ -20,7 +20,8 @@ class Intake:
         refused: what answers a request that is refused by its headers, given its scope and when they were there; None
             for every other one.
         ending: whether the server is about to end.
-        refusal: what answers a request that is cancelled because the server does not wait for it any longer.
+        refusal: what answers a request, given its scope, that is cancelled because the server does not wait for it any
+            longer.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Intake:
         app: ASGIApp,
         refused: Callable[[Scope, float], ASGIApp | None],
         ending: Callable[[], bool],
-        refusal: Callable[[], ASGIApp],
+        refusal: Callable[[Scope], ASGIApp],
     ) -> None:
         self._app = app
         self._refused = refused
@@ -60,4 +61,4 @@ class Intake:
             await (self._refused(inner, started) or self._app)(inner, receive, send_on)
         except asyncio.CancelledError:
             if not answered:
-                await self._refusal()(inner, receive, send_on)
+                await self._refusal(inner)(inner, receive, send_on)

@@ -1,6 +1,13 @@
 """What a server says of itself and of its models."""
 
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
+
+import torch
+
+from detserver.engine.work import Key, LoadFigures
 from detserver.http import schemas
+from detserver.implementations.base import BaseModelImpl
 from detserver.machine.description import Machine
 from detserver.models.model_sets import ModelSet
 from detserver.models.weights import WeightsStore
@@ -33,6 +40,47 @@ def build_labels(machine: Machine, revision: str | None) -> dict[str, str]:
     """The labels of `detserver_build_info`."""
     versions = {name: machine.versions[name] for name in ("detserver", "python", "torch", "effdet", "timm")}
     return versions | {"device": machine.device, "revision": revision or ""}
+
+
+def runnable_sets(
+    implementation: type[BaseModelImpl], device: torch.device, model_sets: Iterable[ModelSet]
+) -> list[str]:
+    """Names of the sets that an implementation can run here."""
+    if implementation.unavailable_reason(device):
+        return []
+    return [each.name for each in model_sets if not implementation.unsupported_reason(each)]
+
+
+def implementation_info(
+    implementation: type[BaseModelImpl],
+    device: torch.device,
+    model_sets: Collection[ModelSet],
+    figures: Mapping[Key, LoadFigures],
+) -> schemas.ImplementationInfo:
+    """An implementation, with what loading it took where it is loaded.
+
+    Args:
+        figures: of all that is loaded.
+    """
+    name = implementation.name
+    loads = {set_name: each for (loaded, set_name), each in figures.items() if loaded == name}
+    return schemas.ImplementationInfo(
+        name=name,
+        description=implementation.description,
+        exact=implementation.exact,
+        precision=implementation.precision,
+        recipe=None if implementation.recipe is None else dict(implementation.recipe),
+        adds_to=implementation.adds_to,
+        technique=implementation.technique,
+        compiles=implementation.compiles(device),
+        model_sets=runnable_sets(implementation, device, model_sets),
+        unsupported={each.name: reason for each in model_sets if (reason := implementation.unsupported_reason(each))},
+        loaded=list(loads),
+        loads=[
+            schemas.Loaded(implementation=name, model_set=set_name, **asdict(each)) for set_name, each in loads.items()
+        ],
+        unavailable=implementation.unavailable_reason(device),
+    )
 
 
 def broken_implementation(name: str, reason: str) -> schemas.ImplementationInfo:

@@ -1,21 +1,25 @@
 """Routes; what they do stands in `server`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
 from detserver import __version__
 from detserver.errors import BodyTimeout, DetserverError, NotReady
+from detserver.http import oip_routes as oip
 from detserver.http import schemas, upload
-from detserver.http.intake import STARTED, Intake
+from detserver.http.deadlines import DeadlineMs
+from detserver.http.intake import Intake
+from detserver.http.plain import Plain
 from detserver.http.server import Server
 from detserver.preprocess import decoding as images
 from detserver.settings import Settings
@@ -45,22 +49,29 @@ _IMAGE_BODY = {
     }
 }
 
-_LONGEST_DEADLINE_MS = 86_400_000  # a day
-
-ModelSetName = Annotated[str | None, Query(description="a model set; the server's default where it is absent")]
+# Without JSON's null, which no query can say.
+ModelSetName = Annotated[
+    str | SkipJsonSchema[None], Query(description="a model set; the server's default where it is absent")
+]
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.Problem} for status in statuses}
 
 
-def _problem(error: DetserverError) -> JSONResponse:
+def _problem(error: DetserverError, scope: Scope) -> JSONResponse:
     headers = {}
     if error.retry_after_s:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, BodyTimeout):
         headers["Connection"] = "close"  # RFC 9110, 15.5.9; what is left of the body would keep it open
-    return JSONResponse({"detail": str(error)}, error.status, headers)
+    return _told(str(error), error.status, scope, headers)
+
+
+def _told(reason: str, status: int, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """What is wrong, in the form of the protocol that the request is of."""
+    field = "error" if f"{scope['path']}/".startswith(f"{oip.PREFIX}/") else "detail"
+    return JSONResponse({field: reason}, status, headers)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -84,33 +95,35 @@ def create_app(settings: Settings) -> FastAPI:
 
     def refused(scope: Scope, started: float) -> ASGIApp | None:
         error = server.refusal(scope, started)
-        return None if error is None else _problem(error)
+        return None if error is None else _problem(error, scope)
 
     app.add_middleware(
         Intake,
         refused=refused,
         ending=lambda: server.ending,
-        refusal=lambda: _problem(NotReady("the server ends, and did not wait for this request any longer")),
+        refusal=lambda scope: _problem(
+            NotReady("the server ends, and did not wait for this request any longer"), scope
+        ),
     )
 
     @app.exception_handler(DetserverError)
-    async def problem(_: Request, error: DetserverError) -> JSONResponse:
-        return _problem(error)
+    async def problem(request: Request, error: DetserverError) -> JSONResponse:
+        return _problem(error, request.scope)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+        return _told(f"{first['loc'][-1]}: {first['msg']}", 422, request.scope)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
         detail = f"{error.detail}: {request.method} {request.scope['path'][:200]!r}; GET /docs shows what there is"
-        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+        return _told(detail, error.status_code, request.scope, error.headers)
 
     # Starlette raises the error again after the answer, and uvicorn logs it with its traceback.
     @app.exception_handler(Exception)
-    async def mistake(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": f"internal error ({type(error).__name__}): the server's log has more"}, 500)
+    async def mistake(request: Request, error: Exception) -> JSONResponse:
+        return _told(f"internal error ({type(error).__name__}): the server's log has more", 500, request.scope)
 
     @app.get("/health", summary="Liveness, status, and what this server is")
     async def health() -> schemas.Health:
@@ -196,17 +209,9 @@ def create_app(settings: Settings) -> FastAPI:
         implementation: str,
         request: Request,
         model_set: ModelSetName = None,
-        x_deadline_ms: Annotated[
-            float | None,
-            Header(
-                gt=0,
-                le=_LONGEST_DEADLINE_MS,
-                description="answer or refuse within so many ms; else DETSERVER_DEADLINE_S",
-            ),
-        ] = None,
+        x_deadline_ms: DeadlineMs = None,
     ) -> Response:
-        answer = await server.infer(implementation, model_set, request, request.scope[STARTED], x_deadline_ms)
-        return Response(answer, media_type="application/json")
+        return await server.infer(Plain(implementation, model_set), request, x_deadline_ms)
 
     @app.post(
         "/time/{implementation}",
@@ -219,7 +224,7 @@ def create_app(settings: Settings) -> FastAPI:
         request: Request,
         model_set: ModelSetName = None,
         batch_size: Annotated[int, Query(ge=1, le=64, description="images in the batch")] = 1,
-        repeats: Annotated[int, Query(ge=1, le=1000, description="batches; less after a minute")] = 20,
+        repeats: Annotated[int, Query(ge=1, le=1000, description="batches; less after half a minute")] = 20,
     ) -> schemas.BatchTimes:
         return await server.time(implementation, model_set, request, batch_size, repeats)
 
@@ -227,4 +232,5 @@ def create_app(settings: Settings) -> FastAPI:
     async def metrics() -> Response:
         return Response(generate_latest(server.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
+    app.include_router(oip.router(server))
     return app

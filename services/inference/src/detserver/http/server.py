@@ -12,18 +12,28 @@ from typing import Literal, TypeVar
 
 import torch
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Scope
 
 from detserver.engine.admission import Admission
 from detserver.engine.engine import Engine
 from detserver.engine.work import Answer, Key
 from detserver.errors import BadConfiguration, CannotRun, DeadlineMissed, DetserverError, NotReady
-from detserver.http import answers, kernels, schemas
+from detserver.http import kernels, schemas
 from detserver.http.deadlines import asked_for, deadline
-from detserver.http.listing import broken_implementation, build_labels, model_set_info
+from detserver.http.exchange import Exchange
+from detserver.http.intake import STARTED
+from detserver.http.listing import (
+    broken_implementation,
+    build_labels,
+    implementation_info,
+    model_set_info,
+    runnable_sets,
+)
+from detserver.http.oip.statistics import Statistics
+from detserver.http.plain import Plain
 from detserver.http.stages import Stages
 from detserver.http.telemetry import Telemetry
-from detserver.http.upload import read_image
 from detserver.http.waiting import by, unless_gone
 from detserver.implementations import Registry
 from detserver.implementations.base import BaseModelImpl
@@ -48,7 +58,7 @@ T = TypeVar("T")
 Status = Literal["ok", "loading", "failed"]
 
 # Of one `POST /time`, during which nothing else is served.
-_TIME_LIMIT_S = 60.0
+_TIME_LIMIT_S = 30.0
 
 # For a batch in work when the server ends; nobody waits for its answer any more.
 _LAST_BATCH_S = 1.0
@@ -97,6 +107,7 @@ class Server:
         self._resident = ResidentMonitor()
         compilation.configure(settings.cache_dir, cpus, settings.compile)
         self.machine = describe(self.device)
+        self.statistics = Statistics()
         self.telemetry = Telemetry(self.registry.all, self.zoo.model_sets)
         self.telemetry.watch(
             lambda: self.engine.depth,
@@ -150,7 +161,7 @@ class Server:
         )
 
     def refusal(self, scope: Scope, started: float) -> DetserverError | None:
-        """Why a request is refused by its headers alone; None where it is not, or is none to `POST /infer/{name}`.
+        """Why a request is refused by its headers alone; None where it is not, or is none for detections.
 
         Args:
             scope: of ASGI.
@@ -167,18 +178,15 @@ class Server:
             return error
         return None
 
-    async def infer(
-        self, name: str, set_name: str | None, request: Request, started: float, deadline_ms: float | None
-    ) -> bytes:
-        """Answer `POST /infer/{name}` with the JSON of a `schemas.Inference`; see `errors` for all that can go wrong.
+    async def infer(self, exchange: Exchange, request: Request, deadline_ms: float | None) -> Response:
+        """Answer a request for detections; see `errors` for all that can go wrong.
 
         Args:
-            started: when the request's headers were there, by `time.perf_counter`.
-            deadline_ms: within which it is answered, from then on; None is the setting's.
+            deadline_ms: within which it is answered, from its headers on; None is the setting's.
         """
+        started: float = request.scope[STARTED]
         stages = Stages(started)
-        set_name = set_name or self.settings.default_model_set
-        key = name, set_name
+        key = name, set_name = exchange.implementation, exchange.model_set or self.settings.default_model_set
         until = deadline(started, deadline_ms, self.settings.deadline_s)
         try:
             implementation, model_set = self._runnable(*key)
@@ -186,22 +194,38 @@ class Server:
                 raise NotReady("the server is about to end")
             if self._status == "loading":
                 raise NotReady("the preloaded implementations are loading")
-            async with by(until):
-                with self.admission.body() as hold:
-                    data = await self._read(request, hold, until)
-                    stages.end("receive")
-                    if key not in self.engine.loaded:
-                        with self.admission.loading(key):
+            with self.admission.body() as hold:
+                async with by(until):
+                    data = await self._read(exchange, request, hold, until)
+                stages.end("receive")
+                if exchange.timeout_ms is not None:
+                    until = min(until, deadline(started, exchange.timeout_ms, self.settings.deadline_s))
+                if key not in self.engine.loaded:
+                    with self.admission.loading(key):
+                        async with by(until):
                             await unless_gone(request, self.engine.ready(implementation, model_set))
-                with self.admission.place(key, until):
+            with self.admission.place(key, until):
+                async with by(until):
                     answer = await unless_gone(request, self._detect(key, model_set, data, stages, until))
         except Exception as error:
             self.telemetry.rejected(name, set_name, error)
+            if name in self.registry.all and set_name in self.zoo.model_sets:
+                self.statistics.failed(key, time.perf_counter() - started)
             raise
-        found = answers.detections(answer)
+        exchange.encode(answer)
         stages.end("serialise")
         self.telemetry.answered(name, set_name, stages, answer.batch_size)
-        return answers.inference(name, set_name, answer, found, stages)
+        self.statistics.answered(key, stages, answer)
+        return exchange.response(set_name, answer, stages)
+
+    def key(self, name: str, set_name: str | None) -> Key:
+        """Both names, that of the default set where there is none.
+
+        Raises:
+            UnknownImplementation, UnknownModelSet, CannotRun: see there.
+        """
+        implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
+        return implementation.name, model_set.name
 
     async def load(self, name: str, set_name: str | None) -> schemas.Loaded:
         """Answer `POST /implementations/{name}/load`."""
@@ -232,7 +256,7 @@ class Server:
         """Answer `POST /time/{name}`."""
         implementation, model_set = self._runnable(name, set_name or self.settings.default_model_set)
         with self.admission.body() as hold:
-            data = await self._read(request, hold)
+            data = await self._read(Plain(name, set_name), request, hold)
         await self.engine.load(implementation, model_set)
         stages = Stages(started=0.0)  # what is timed here is the device alone
         image = await self._prepared(data, (implementation.name, model_set.name), model_set, stages)
@@ -250,7 +274,11 @@ class Server:
 
     def implementations(self) -> list[schemas.ImplementationInfo]:
         """Answer `GET /implementations`; what could not be imported is listed with the reason."""
-        found = [self._implementation_info(implementation) for implementation in self.registry.all.values()]
+        figures = self.engine.load_figures
+        found = [
+            implementation_info(each, self.device, self.zoo.model_sets.values(), figures)
+            for each in self.registry.all.values()
+        ]
         broken = [broken_implementation(*each) for each in self.registry.broken.items()]
         return found + broken
 
@@ -301,14 +329,9 @@ class Server:
         try:
             self.engine.check(implementation, model_set)
         except CannotRun as error:
-            sets = self._runnable_sets(implementation)
+            sets = runnable_sets(implementation, self.device, self.zoo.model_sets.values())
             raise CannotRun(f"{error}; it can run {', '.join(sets) or 'no model set here'}") from error
         return implementation, model_set
-
-    def _runnable_sets(self, implementation: type[BaseModelImpl]) -> list[str]:
-        if implementation.unavailable_reason(self.device):
-            return []
-        return [name for name, each in self.zoo.model_sets.items() if not implementation.unsupported_reason(each)]
 
     def _known(self, by_implementation: dict[str, T], setting: str) -> dict[str, T]:
         for name in by_implementation:
@@ -318,9 +341,11 @@ class Server:
                 )
         return by_implementation
 
-    async def _read(self, request: Request, hold: Callable[[int], None], until: float = math.inf) -> bytes:
+    async def _read(
+        self, exchange: Exchange, request: Request, hold: Callable[[int], None], until: float = math.inf
+    ) -> bytes:
         limit_s = min(self.settings.body_timeout_s, until - time.perf_counter())
-        return await read_image(request, round(self.settings.max_upload_mb * 1e6), limit_s, hold)
+        return await exchange.read(request, round(self.settings.max_upload_mb * 1e6), limit_s, hold)
 
     async def _detect(self, key: Key, model_set: ModelSet, data: bytes, stages: Stages, until: float) -> Answer:
         image = await self._prepared(data, key, model_set, stages, until)
@@ -355,32 +380,6 @@ class Server:
         finally:
             if tidy and not self.ending:
                 self._decoders.submit(give_free_memory_back)
-
-    def _implementation_info(self, implementation: type[BaseModelImpl]) -> schemas.ImplementationInfo:
-        figures = self.engine.load_figures
-        return schemas.ImplementationInfo(
-            name=implementation.name,
-            description=implementation.description,
-            exact=implementation.exact,
-            precision=implementation.precision,
-            recipe=None if implementation.recipe is None else dict(implementation.recipe),
-            adds_to=implementation.adds_to,
-            technique=implementation.technique,
-            compiles=implementation.compiles(self.device),
-            model_sets=self._runnable_sets(implementation),
-            unsupported={
-                model_set.name: reason
-                for model_set in self.zoo.model_sets.values()
-                if (reason := implementation.unsupported_reason(model_set))
-            },
-            loaded=[set_name for name, set_name in figures if name == implementation.name],
-            loads=[
-                schemas.Loaded(implementation=name, model_set=set_name, **asdict(each))
-                for (name, set_name), each in figures.items()
-                if name == implementation.name
-            ],
-            unavailable=implementation.unavailable_reason(self.device),
-        )
 
     def _weights_rows(self) -> list[tuple[str, str, str]]:
         return [

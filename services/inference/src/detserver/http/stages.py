@@ -24,6 +24,10 @@ class Stages:
         self.seconds[stage] = ended - self._ended
         self._ended = ended
 
+    def milliseconds(self) -> dict[Stage, float]:
+        """What each stage has taken."""
+        return {stage: 1e3 * seconds for stage, seconds in self.seconds.items()}
+
     @property
     def total_s(self) -> float:
         """Seconds from the start to the end of the last stage."""

@@ -1,7 +1,8 @@
 """The image of a request, as a multipart field or as the raw body, never more of it than the limit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -23,34 +24,20 @@ UNNAMED_TYPE = "application/octet-stream"
 """What clients call bytes whose kind they do not know; the decoder looks at them anyway."""
 
 
-async def read_image(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
+async def read_image(request: Request, max_bytes: int, limit_s: float, hold: Callable[[int], None]) -> bytes:
     """The bytes of the uploaded image.
 
     Args:
         max_bytes: limit for the body; a form may be a little longer than the image in it.
-        timeout_s: how long the client may take, so that slow ones cannot pile up.
-        hold: told of the size of each piece that arrives; it may raise.
+        limit_s, hold: see `read_body`.
 
     Raises:
-        EmptyBody, BodyTooLarge, BodyTimeout, ClientGone, UnsupportedMediaType, MalformedForm, MissingField: see there.
+        EmptyBody, MalformedForm, MissingField, UnsupportedMediaType: see there; or what `read_body` raises.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedMediaType(f"Content-Encoding {encoding}: send the body as it is, not compressed")
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    body = _limited(request, max_bytes, hold)
-    try:
-        async with asyncio.timeout(timeout_s):
-            if kind == "multipart/form-data":
-                return await _form_file(body, request.headers["content-type"])
-            data = b"".join([piece async for piece in body])
-    except TimeoutError as error:
-        raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
-    except ClientDisconnect as error:
-        raise ClientGone("the client closed the connection before its body was there") from error
+    if kind == "multipart/form-data":
+        return await _arriving(_form_file(_pieces(request, max_bytes, hold), request.headers["content-type"]), limit_s)
+    data = await read_body(request, max_bytes, limit_s, hold)
     if kind == UNNAMED_TYPE or kind.startswith("image/"):
         return data
     if not data:
@@ -61,7 +48,41 @@ async def read_image(request: Request, max_bytes: int, timeout_s: float, hold: C
     )
 
 
-async def _limited(request: Request, max_bytes: int, hold: Callable[[int], None]) -> AsyncIterator[bytes]:
+async def read_body(request: Request, max_bytes: int, limit_s: float, hold: Callable[[int], None]) -> bytes:
+    """The whole body of a request.
+
+    Args:
+        max_bytes: limit for the body.
+        limit_s: how long the client may take, so that slow ones cannot pile up.
+        hold: told of the size of each piece that arrives; it may raise.
+
+    Raises:
+        BodyTooLarge, BodyTimeout, ClientGone, UnsupportedMediaType: see there.
+    """
+
+    async def joined() -> bytes:
+        return b"".join([piece async for piece in _pieces(request, max_bytes, hold)])
+
+    return await _arriving(joined(), limit_s)
+
+
+async def _arriving(reading: Coroutine[Any, Any, bytes], limit_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await reading
+    except TimeoutError as error:
+        raise BodyTimeout(f"the body did not arrive within {limit_s:g} s") from error
+    except ClientDisconnect as error:
+        raise ClientGone("the client closed the connection before its body was there") from error
+
+
+async def _pieces(request: Request, max_bytes: int, hold: Callable[[int], None]) -> AsyncIterator[bytes]:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(f"Content-Encoding {encoding}: send the body as it is, not compressed")
     received = 0
     async for piece in request.stream():
         received += len(piece)
