@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import gevent
 from gevent.pool import Group
 
+from detbench.api.protocol import Message
 from detbench.load.http_connection import Connection
 
 _BOUNDARY = "----detbench"
@@ -26,7 +27,7 @@ def main(url: str, photo: str, users: str, seconds: str) -> None:
     form = head.encode() + Path(photo).read_bytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
     address = urlsplit(url)
     connections = [Connection(f"{address.scheme}://{address.netloc}") for _ in range(int(users))]
-    message = connections[0].post_message(address.path, f"multipart/form-data; boundary={_BOUNDARY}", form)
+    message = connections[0].post_message(Message(address.path, f"multipart/form-data; boundary={_BOUNDARY}", form))
     Group().map(lambda connection: connection.send(message), connections)
     ends_s = time.monotonic() + float(seconds)
     latencies_ms: list[float] = []

@@ -297,11 +297,11 @@ workload = prepare_workload({server.host!r}, "invalid", "single", "sample", 1, P
 image = workload.images[0]
 body = httpx.post({server.host!r} + "/infer/invalid?model_set=single", content=image.data,
                   headers={{"Content-Type": image.content_type}}).content
-check_answer(body, workload)
+check_answer(body, image, workload)
 for bad, sent in ((replace(workload, model_names=("a", "b")), body), (workload, b"{{}}"), (workload, body[:-9]),
                   (workload, body.replace(b'"scores":[0.5]', b'"scores":[]'))):
     try:
-        check_answer(sent, bad)
+        check_answer(sent, image, bad)
     except ValueError as error:
         print(error)
 """

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import httpx
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from detbench.api.schemas import (
     DeviceState,
@@ -136,6 +137,13 @@ class ServerClient:
         except ValidationError as error:
             raise MalformedOutput(f"{implementation}: {error.errors()[0]['msg']}") from error
 
+    def sample_memory(self) -> None:
+        """Nothing: the server keeps its own peaks."""
+
+    def statistics(self, implementation: str) -> dict[str, tuple[int, int]] | None:  # noqa: ARG002
+        """None: each answer has the times of its own stages."""
+        return None
+
     def time(
         self, implementation: str, model_set: str, image: bytes, content_type: str, *, batch_size: int, repeats: int
     ) -> list[float]:
@@ -167,6 +175,21 @@ class ServerClient:
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> Any:
+        answer = self._content(method, path, params, content, headers, timeout_s)
+        try:
+            return from_json(answer)
+        except ValueError as error:
+            raise ServerError(f"what answers at {self.host}{path} is no detserver; see --host") from error
+
+    def _content(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
         timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         try:
             response = self._http.request(
@@ -175,12 +198,10 @@ class ServerClient:
         except httpx.HTTPError as error:
             raise ServerError(f"no answer from {self.host}{path}: {error or type(error).__name__}") from error
         if response.is_success:
-            try:
-                return response.json()
-            except ValueError as error:
-                raise ServerError(f"what answers at {self.host}{path} is no detserver; see --host") from error
+            return response.content
         try:
-            detail = response.json()["detail"]
-        except (ValueError, KeyError, TypeError):
+            said = response.json()
+            detail = said.get("detail") or said["error"]  # `error` is the Open Inference Protocol's
+        except (ValueError, KeyError, TypeError, AttributeError):
             detail = response.text[:200]
         raise ServerError(f"{method} {path} answered {response.status_code}: {detail}", response.status_code)

@@ -171,6 +171,24 @@ def check_resumable(options: argparse.Namespace, ended: datetime | None) -> None
         raise DetbenchError(f"--resume goes on as {options.resume} was asked for; leave out {given}")
 
 
+def add_protocol_options(parser: argparse.ArgumentParser) -> None:
+    """`--protocol` and `--tensors`."""
+    parser.add_argument(
+        "--protocol",
+        choices=("native", "oip"),
+        default="native",
+        help="how the server of --host is asked: as a detserver, or by the Open Inference Protocol, as Triton, KServe "
+        "and others are; --implementations are its models then (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tensors",
+        type=Path,
+        metavar="FILE",
+        help="TOML file that says which tensors of the server hold boxes, scores and labels, where they are not called "
+        "as a detserver's are",
+    )
+
+
 def servers_of(options: argparse.Namespace, run_dir: Path, progress: SweepProgress, most_in_flight: int = 1) -> Servers:
     """The server of `--host`, or servers of our own whose queues take `most_in_flight` requests."""
     if options.host:

@@ -4,11 +4,15 @@ import argparse
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
+from detbench.api.protocol import Native, Oip, Protocol, Tensors, read_tensors
+from detbench.api.schemas import ModelSetStatus
 from detbench.commands.console import print_ablation, print_sweep
 from detbench.commands.offered import PROCESS_RPS, add_open_loop_options, is_open_loop, offered_load
 from detbench.commands.options import (
@@ -16,6 +20,7 @@ from detbench.commands.options import (
     add_dataset_options,
     add_implementations_option,
     add_map_loss_option,
+    add_protocol_options,
     add_resume_option,
     add_server_options,
     check_resumable,
@@ -31,8 +36,10 @@ from detbench.measure.lengthening import Until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.resume import held
 from detbench.measure.selection import ALL
+from detbench.measure.servers import OipServerAt, Servers
 from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
+from detbench.quality.reference import newest_reference
 from detbench.report import read_sweep, write_ablation_reports, write_reports
 from detbench.report.rows import rows_of
 from detbench.results.loads import ClosedLoop, OpenLoop
@@ -54,6 +61,8 @@ _OF_THE_PLAN = (
         "keep_requests",
         "slo",
         "max_map_loss",
+        "protocol",
+        "tensors",
     ),
     *("users", "rate", "steps", "trace", "arrivals", "burstiness", "seed", "max_in_flight"),
     *("duration", "until", "max_duration", "warmup", "repeats", "processes", "ablation"),
@@ -80,6 +89,12 @@ was not achieved, figures drifted, the machine's host took cores away, …). --s
 
 A run that was broken off goes on where it stopped, on the same machine, with --resume; what it has is not measured
 again.
+
+With --protocol oip, a server that is not ours is measured the same way: Triton, KServe, or whatever else speaks the
+Open Inference Protocol. Its answers are compared with the reference, which `detbench reference` has to make before:
+
+  detbench reference --model-set mixed
+  detbench run --protocol oip --host http://localhost:8000 --implementations MODEL --compare-outputs
 
 With --ablation, instead: technique by technique, from sequential eager to all together, the latency of a batch without
 HTTP, decode and queue, the share that each contributes to the speed-up, memory and output error. The server names the
@@ -110,6 +125,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_implementations_option(parser, "measure")
     add_server_options(parser)
+    add_protocol_options(parser)
     parser.add_argument(
         "--users",
         nargs="+",
@@ -206,6 +222,13 @@ def execute(options: argparse.Namespace) -> int:
         raise DetbenchError(
             "an ablation times batches without load; leave out --rate, --steps, --trace, --slo, --until"
         )
+    if options.protocol == "oip" and (options.ablation or not options.host):
+        raise DetbenchError(
+            "--protocol oip is for loads on a server that runs; "
+            + ("leave out --ablation" if options.ablation else "say where it is: --host")
+        )
+    if options.tensors and options.protocol != "oip":
+        raise DetbenchError("--tensors is for --protocol oip; add that")
     if options.max_duration and not options.until:
         raise DetbenchError("--max-duration is of a run that is lengthened; add --until p99")
     if not options.ablation and (options.batch_sizes or options.batches or options.reverse):
@@ -235,9 +258,7 @@ def _measure(
     options: argparse.Namespace, plan: Plan, run_dir: Path, console: Console, broken_off: Sweep | None = None
 ) -> int:
     with SweepProgress(console) as progress:
-        runner = SweepRunner(
-            plan, run_dir, servers_of(options, run_dir, progress, _most_in_flight(plan.offered)), progress, broken_off
-        )
+        runner = SweepRunner(plan, run_dir, _servers(options, plan, run_dir, progress), progress, broken_off)
         runner.prepare()
         try:
             sweep = runner.run()
@@ -251,14 +272,28 @@ def _measure(
     return 1 if options.strict and any(run.verdict == "invalid" for run in runs) else status
 
 
+def _servers(options: argparse.Namespace, plan: Plan, run_dir: Path, progress: SweepProgress) -> Servers:
+    if isinstance(plan.protocol, Native):
+        return servers_of(options, run_dir, progress, _most_in_flight(plan.offered))
+    reference = plan.subject.reference
+    assert reference is not None
+    model_set = ModelSetStatus(name=plan.subject.model_set, models=reference.manifest.weights)
+    return OipServerAt(options.host, plan.protocol, model_set, plan.implementations or ())
+
+
 def _plan(options: argparse.Namespace) -> Plan:
     offered, duration_s = offered_load(options)
     until = Until(options.until, options.max_duration or _MAX_DURATION_S) if options.until else None
     if until and not all(isinstance(each, ClosedLoop) or each.steady for each in offered):
         raise DetbenchError("--until cannot lengthen --steps or --trace, which have an end; leave it out")
+    subject = _subject(options)
+    protocol: Protocol = Native()
+    if options.protocol == "oip":
+        subject = _with_reference(subject)
+        protocol = _oip(read_tensors(options.tensors) if options.tensors else Tensors(), subject)
     return Plan(
         implementations=tuple(options.implementations) if options.implementations else None,
-        subject=_subject(options),
+        subject=subject,
         offered=offered,
         processes=options.processes,
         repeats=options.repeats or 1,
@@ -271,7 +306,23 @@ def _plan(options: argparse.Namespace) -> Plan:
         compare_outputs=options.compare_outputs,
         keep_requests=options.keep_requests,
         metrics_port=options.metrics_port,
+        protocol=protocol,
     )
+
+
+def _with_reference(subject: Subject) -> Subject:
+    """The subject of a server that can make no reference: with the stored one, which holds all images."""
+    reference = newest_reference(subject.outputs_dir, subject.model_set)
+    reference.check_photos(subject.dataset.photos)
+    return replace(subject, reference=reference)
+
+
+def _oip(tensors: Tensors, subject: Subject) -> Oip:
+    assert subject.reference is not None
+    try:
+        return Oip(tensors=tensors, models=tuple(model.model_name for model in subject.reference.manifest.weights))
+    except ValidationError as error:
+        raise DetbenchError(f"--tensors: {error.errors()[0]['msg']}") from error
 
 
 def _subject(options: argparse.Namespace) -> Subject:
@@ -295,9 +346,10 @@ def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
     dataset = fetch_or_open(settings.dataset, options.data_dir, settings.images)
     until = Until(settings.until, settings.max_duration_s) if settings.until and settings.max_duration_s else None
     options.host = settings.host
+    subject = Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss)
     return Plan(
         implementations=tuple(settings.implementations),
-        subject=Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss),
+        subject=subject if isinstance(settings.protocol, Native) else _with_reference(subject),
         offered=tuple(settings.offered),
         processes=settings.processes,
         repeats=settings.repeats,
@@ -310,6 +362,7 @@ def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
         compare_outputs=settings.compare_outputs,
         keep_requests=settings.keep_requests,
         metrics_port=options.metrics_port,
+        protocol=settings.protocol,
     )
 
 

@@ -35,6 +35,7 @@ from locust.env import Environment
 from locust.runners import Runner
 from pydantic import TypeAdapter
 
+from detbench.api.protocol import Native, Protocol
 from detbench.errors import DetbenchError
 from detbench.load.answers import MOST_BYTES, DistinctAnswers
 from detbench.load.dispatcher import Dispatcher
@@ -75,6 +76,7 @@ class Driver:
             options.dataset,
             options.max_images,
             options.data_dir,
+            options.protocol,
         )
         self._answers = DistinctAnswers(MOST_BYTES // options.workers) if options.answers else None
         self._requests = RequestLog() if options.requests else None
@@ -220,6 +222,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-images", type=int, required=True)
     parser.add_argument(
         "--offered", type=TypeAdapter(Offered).validate_json, required=True, help="the whole load, JSON"
+    )
+    parser.add_argument(
+        "--protocol", type=TypeAdapter(Protocol).validate_json, default=Native(), help="see detbench.api.protocol, JSON"
     )
     parser.add_argument("--duration", type=float, required=True, help="seconds")
     parser.add_argument("--drain", type=float, default=600.0, help="seconds that answers are waited for at the end")

@@ -21,6 +21,8 @@ import gevent.ssl
 from gevent.monkey import get_original
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketResponse
 
+from detbench.api.protocol import Message
+
 _CONNECT_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 600.0
 _BLOCK_SIZE = 1 << 16
@@ -95,15 +97,16 @@ class Connection:
         """A request for `path`, which begins with a slash; for `send`."""
         return f"GET {self._prefix}{path} HTTP/1.1\r\n{self._headers}\r\n".encode()
 
-    def post_message(self, path: str, content_type: str, content: bytes) -> bytes:
-        """A request that takes `content` to `path`, which begins with a slash; for `send`."""
+    def post_message(self, message: Message) -> bytes:
+        """The bytes of a request; for `send`."""
+        further = "".join(f"{name}: {value}\r\n" for name, value in message.headers.items())
         head = (
-            f"POST {self._prefix}{path} HTTP/1.1\r\n{self._headers}"
-            f"Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n"
+            f"POST {self._prefix}{message.path} HTTP/1.1\r\n{self._headers}{further}"
+            f"Content-Type: {message.content_type}\r\nContent-Length: {len(message.content)}\r\n"
             # Nothing is refused for the time that it would take: how long an overloaded server takes is to be seen.
             f"X-Deadline-Ms: {1e3 * _ANSWER_TIMEOUT_S:.0f}\r\n\r\n"
         )
-        return head.encode() + content
+        return head.encode() + message.content
 
     def send(self, message: bytes) -> Answer:
         """Send a request, and wait for its answer."""

@@ -37,6 +37,7 @@ from locust.exception import CatchResponseError, StopUser
 from locust.runners import STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
 
 from detbench.api.client import REFUSED_IMAGE, base_url
+from detbench.api.protocol import Native
 from detbench.errors import DetbenchError
 from detbench.load.dispatcher import Dispatcher, yield_until
 from detbench.load.http_connection import Answer, Connection
@@ -87,7 +88,8 @@ class DetectorUser(User):
         assert self.host is not None
         self._connection = Connection(self.host)
         if self._dispatcher is not None:  # so that no slot's latency holds it, nor do all connect when the load begins
-            self._connection.send(self._connection.get_message("/health"))
+            protocol = self.workload.protocol if self.workload else Native()
+            self._connection.send(self._connection.get_message(protocol.health))
 
     @task
     def infer(self) -> None:
@@ -112,8 +114,9 @@ class DetectorUser(User):
             scheduled_s: when it was to be sent, on CLOCK_MONOTONIC; None: now.
         """
         self._metrics.started()
-        path = f"/infer/{workload.implementation}?model_set={workload.model_set}"
-        message = self._connection.post_message(path, image.content_type, image.data)
+        message = self._connection.post_message(
+            workload.protocol.message(workload.implementation, workload.model_set, image.data, image.content_type)
+        )
         if scheduled_s is not None:
             yield_until(scheduled_s)
         sent_s = time.monotonic()
@@ -124,7 +127,7 @@ class DetectorUser(User):
         try:
             if answer.error or answer.status_code != 200:
                 raise ValueError(answer.error or _failure(image.name, answer))
-            request.answer = check_answer(answer.content, workload)
+            request.answer = check_answer(answer.content, image, workload)
         except ValueError as error:
             failure = CatchResponseError(str(error))
         self.environment.events.request.fire(
@@ -272,7 +275,7 @@ def _prepared(environment: Environment) -> Workload | DetbenchError:
             _prepare_open_loop(environment, options)
         host = environment.host = base_url(server_host(environment.host))
         if isinstance(environment.runner, MasterRunner):
-            return Workload(*what, load_into_server(host, *what), images=())
+            return Workload(Native(), *what, load_into_server(host, *what), images=())
         return prepare_workload(host, *what, options.dataset, options.max_images, Path(options.data_dir))
     except DetbenchError as error:
         return error

@@ -9,8 +9,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from detbench.api.client import ServerClient
+from detbench.api.oip import OipClient
+from detbench.api.protocol import Native, Oip, Protocol
 from detbench.api.schemas import Inference
 from detbench.datasets import fetch_or_open
+
+_NATIVE = Native()
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the users of this process send, and what a good answer holds."""
+    """What the users of this process send, how, and what a good answer holds."""
 
+    protocol: Protocol
     implementation: str
     model_set: str
     model_names: tuple[str, ...]
@@ -34,7 +39,13 @@ class Workload:
 
 
 def prepare_workload(
-    host: str, implementation: str, model_set: str, dataset: str, max_images: int, data_dir: Path
+    host: str,
+    implementation: str,
+    model_set: str,
+    dataset: str,
+    max_images: int,
+    data_dir: Path,
+    protocol: Protocol = _NATIVE,
 ) -> Workload:
     """Load the photos into memory, and the implementation into the server.
 
@@ -43,7 +54,8 @@ def prepare_workload(
         ServerError: no answer, or the server refuses to load.
     """
     images = read_images(dataset, max_images, data_dir)
-    workload = Workload(implementation, model_set, load_into_server(host, implementation, model_set), images)
+    models = load_into_server(host, implementation, model_set, protocol)
+    workload = Workload(protocol, implementation, model_set, models, images)
     # What there is by now stays. The garbage collector would look through it in the middle of a load: 17 ms in which
     # nothing is sent, and no answer read.
     gc.collect()
@@ -62,7 +74,7 @@ def read_images(dataset: str, max_images: int, data_dir: Path) -> tuple[Image, .
     return tuple(Image(photo.name, photo.sha256, photo.content_type, photo.read()) for photo in photos)
 
 
-def load_into_server(host: str, implementation: str, model_set: str) -> tuple[str, ...]:
+def load_into_server(host: str, implementation: str, model_set: str, protocol: Protocol = _NATIVE) -> tuple[str, ...]:
     """Load the implementation into the server; it does nothing where it is loaded already.
 
     Returns:
@@ -71,13 +83,17 @@ def load_into_server(host: str, implementation: str, model_set: str) -> tuple[st
     Raises:
         ServerError: no answer, or the server refuses to load.
     """
+    if isinstance(protocol, Oip):
+        with OipClient(host, protocol) as oip:
+            oip.load(implementation, model_set)
+        return protocol.models
     with ServerClient(host) as client:
         client.load(implementation, model_set)
         return tuple(model.model_name for model in client.model_set(model_set).models)
 
 
-def check_answer(body: bytes, workload: Workload) -> Inference:
-    """Parse an answer.
+def check_answer(body: bytes, image: Image, workload: Workload) -> Inference:
+    """Parse the answer to the request for `image`.
 
     Raises:
         ValueError: not well-formed, or not detections of every model of the set; the message is short and without
@@ -86,7 +102,7 @@ def check_answer(body: bytes, workload: Workload) -> Inference:
     if not body:
         raise ValueError("empty answer")
     try:
-        answer = Inference.model_validate_json(body)
+        answer = workload.protocol.inference(body, image.data)
     except ValidationError as error:
         raise ValueError(_reason(error, workload.model_names)) from error
     names = tuple(detections.model_name for detections in answer.detections)

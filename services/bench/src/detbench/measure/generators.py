@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from detbench.api.protocol import Native, Protocol
 from detbench.errors import ServerError
 from detbench.load.figures import load_of
 from detbench.load.tally import Tally, merged, summed
@@ -50,6 +51,7 @@ class LoadRequest:
     slo: tuple[Objective, ...] = ()
     answers_dir: Path | None = None
     requests_dir: Path | None = None
+    protocol: Protocol = field(default_factory=Native)
 
 
 @dataclass
@@ -122,6 +124,7 @@ def _started(request: LoadRequest, number: int) -> Iterator[_Worker]:
         *("--dataset", request.dataset),
         *("--data-dir", str(request.data_dir)),
         *("--max-images", str(request.max_images)),
+        *("--protocol", request.protocol.model_dump_json()),
         *("--offered", request.offered.model_dump_json()),
         *("--duration", str(request.duration_s)),
         *("--drain", str(request.drain_s)),

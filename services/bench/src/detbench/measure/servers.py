@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from detbench.api.client import ServerClient
+from detbench.api.oip import OipClient
+from detbench.api.protocol import Oip
+from detbench.api.schemas import ModelSetStatus
 from detbench.errors import DetbenchError, ServerError
 from detbench.measure.progress import SweepProgress
 from detbench.measure.server_process import ServerProcess
@@ -75,7 +78,7 @@ class OwnServers:
 
 @dataclass(frozen=True)
 class ServerAt:
-    """The server at `host`, which is not ours to start or end."""
+    """The detserver at `host`, which is not ours to start or end."""
 
     host: str
 
@@ -93,7 +96,31 @@ class ServerAt:
             yield Server(client)
 
 
-Servers = OwnServers | ServerAt
+@dataclass(frozen=True)
+class OipServerAt:
+    """The server of the Open Inference Protocol at `host`: what it serves stays as it is.
+
+    `model_set` is what its models are said to run, `names` are those models; empty: all that are ready.
+    """
+
+    host: str
+    protocol: Oip
+    model_set: ModelSetStatus
+    names: tuple[str, ...]
+
+    @contextmanager
+    def empty(self, _: str | None = None) -> Iterator[Server]:
+        """The server.
+
+        Raises:
+            ServerError: it does not answer, or is not ready.
+        """
+        with OipClient(self.host, self.protocol, self.model_set, self.names) as client:
+            client.ready()
+            yield Server(client)
+
+
+Servers = OwnServers | ServerAt | OipServerAt
 
 
 def memory_of(client: ServerClient, empty_mb: float | None) -> Memory:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from detbench.api.client import ServerClient
+from detbench.api.protocol import Native, Protocol
 from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
 from detbench.errors import ServerError
@@ -19,6 +20,7 @@ from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
 from detbench.measure.resume import SCRATCH, resumed
 from detbench.measure.selection import left_out, select_implementations
+from detbench.measure.server_stages import with_stages
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
 from detbench.measure.under_load import audited, wrong_under_load
@@ -55,6 +57,7 @@ class Plan:
     compare_outputs: bool
     keep_requests: bool
     metrics_port: int
+    protocol: Protocol
 
 
 class SweepRunner:
@@ -128,7 +131,7 @@ class SweepRunner:
         left = [offered for offered in plan.offered if (number, status.name, str(offered)) not in self._made()]
         known = self._info(status.name)
         uncompared = self._reference is not None and self._sweep.comparison(status.name) is None
-        uncounted = number == 1 and known.kernels_per_request is None
+        uncounted = number == 1 and known.kernels_per_request is None and isinstance(plan.protocol, Native)
         if not (left or uncompared or uncounted):
             return
         with self._session.alone(status) as (server, info):
@@ -200,14 +203,17 @@ class SweepRunner:
             slo=plan.slo,
             answers_dir=answers_dir if self._reference else None,
             requests_dir=requests_dir if plan.keep_requests else None,
+            protocol=plan.protocol,
         )
         try:
             server.client.reset_peaks()
             watch, device = CpuWatch(), DeviceWatch(server.client)
+            before = server.client.statistics(implementation)
 
             def on_message(message: dict[str, object]) -> None:
                 self._on_message(server, what, message)
                 device.sample()
+                server.client.sample_memory()
 
             load = run_until(
                 request,
@@ -215,6 +221,7 @@ class SweepRunner:
                 on_message,
                 lambda line: self._progress.say(f"{what}: {line}"),
             )
+            load = with_stages(load, before, server.client.statistics(implementation))
             figures = {"load": load, "cpu": watch.shares(), "memory": server.memory(), "device": device.use()}
             run = judged(run.model_copy(update=figures), plan.slo)
         except ServerError as error:
@@ -312,6 +319,7 @@ def _new_sweep(
             concurrency=plan.subject.concurrency,
             max_map_loss=plan.subject.max_map_loss,
             host=host,
+            protocol=plan.protocol,
             server=health.settings,
         ),
         environment=environment_of(health),

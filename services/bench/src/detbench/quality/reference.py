@@ -54,7 +54,13 @@ class Reference:
 
         That it is of the right kind of device is `load_reference`'s to see.
         """
-        differences = [*_weights_differences(self.manifest.weights, weights), *self._photo_differences(photos)]
+        self._refuse([*_weights_differences(self.manifest.weights, weights), *self._photo_differences(photos)])
+
+    def check_photos(self, photos: Sequence[Photo]) -> None:
+        """Raise `ReferenceMismatch` unless the reference holds all these photos."""
+        self._refuse(self._photo_differences(photos))
+
+    def _refuse(self, differences: Sequence[str]) -> None:
         if differences:
             shown = "; ".join(differences[:_SHOWN])
             more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
@@ -157,6 +163,22 @@ def load_reference(outputs_dir: Path, model_set: str, device: str) -> Reference:
         return Reference(manifest, tuple(read_outputs(folder / "detections.json")))
     except (OSError, ValidationError) as error:
         raise ReferenceMismatch(f"the reference in {folder} cannot be read. Make a new one: {remedy}") from error
+
+
+def newest_reference(outputs_dir: Path, model_set: str) -> Reference:
+    """The reference of a model set that was made last, for a server that does not tell what it runs on.
+
+    Raises:
+        ReferenceMismatch: there is none, or it is damaged.
+    """
+    folder = outputs_dir / "reference" / model_set
+    found = [load_reference(outputs_dir, model_set, path.parent.name) for path in folder.glob("[!.]*/manifest.json")]
+    if not found:
+        raise ReferenceMismatch(
+            f"there is no reference of {model_set} under {folder}, which says what is right. "
+            f"Make one: detbench reference --model-set {model_set}"
+        )
+    return max(found, key=lambda each: each.manifest.created)
 
 
 def _weights_differences(stored: Sequence[ModelWeights], served: Sequence[ModelWeights]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from detbench.api.protocol import Native, Protocol
 from detbench.api.schemas import ModelWeights
 from detbench.host import CpuShares
 from detbench.results.loads import Load, Miss, Objective, Offered
@@ -54,6 +55,7 @@ class Settings(Record):
     host: str | None = Field(
         description="base URL of the server that measured all; None: each implementation had a server of its own"
     )
+    protocol: Protocol = Field(default=Native(), description="how detections were asked for")
     server: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict, description="the server's own settings, as it reports them"
     )

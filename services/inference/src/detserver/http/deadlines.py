@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Header
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
@@ -15,10 +16,8 @@ _SHORTEST_MS, _LONGEST_MS = 1.0, 86_400_000.0  # a day
 
 # Without JSON's null, which no header can say.
 DeadlineMs = Annotated[
-    float | SkipJsonSchema[None],
-    Header(
-        ge=_SHORTEST_MS, le=_LONGEST_MS, description="answer or refuse within so many ms; else DETSERVER_DEADLINE_S"
-    ),
+    Annotated[float, Field(ge=_SHORTEST_MS, le=_LONGEST_MS)] | SkipJsonSchema[None],
+    Header(description="answer or refuse within so many ms; else DETSERVER_DEADLINE_S"),
 ]
 """The header of a request."""
 

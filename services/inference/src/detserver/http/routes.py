@@ -30,6 +30,7 @@ Several EfficientDet detectors run on every image; each *implementation* is one 
 `curl -F file=@photo.jpg http://localhost:8000/infer/baseline`
 """
 
+_IMAGE_TYPES = [f"image/{name.lower()}" for name in images.FORMATS]
 _IMAGE_BODY = {
     "requestBody": {
         "required": True,
@@ -39,11 +40,12 @@ _IMAGE_BODY = {
                     "type": "object",
                     "required": [upload.FIELD],
                     "properties": {upload.FIELD: {"type": "string", "format": "binary"}},
-                }
+                },
+                "encoding": {upload.FIELD: {"contentType": ", ".join(_IMAGE_TYPES)}},
             },
             **{
                 kind: {"schema": {"type": "string", "format": "binary"}}
-                for kind in (*(f"image/{name.lower()}" for name in images.FORMATS), upload.UNNAMED_TYPE)
+                for kind in (*_IMAGE_TYPES, upload.UNNAMED_TYPE)
             },
         },
     }
