@@ -172,6 +172,8 @@ class Server:
             return None
         name, set_name = asked.implementation, asked.model_set or self.settings.default_model_set
         try:
+            if self.ending:
+                raise NotReady("the server is about to end")
             self.admission.check((name, set_name), deadline(started, asked.deadline_ms, self.settings.deadline_s))
         except DetserverError as error:
             self.telemetry.rejected(name, set_name, error)
