@@ -7,6 +7,9 @@ SHELL := /bin/bash
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
 VENV := .venv
 PEERS := .venv-peers
+TRITON := .venv-triton
+# Triton's Python backend needs a Python with a shared library, which Debian's is: apt-get install libpython3.11
+TRITON_PYTHON ?= /usr/bin/python3.11
 BIN := $(VENV)/bin
 # uv from PATH, else one of our own: a PATH without it needs nothing but Python and its venv module.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -60,8 +63,15 @@ $(PEERS)/.installed: services/bench/peers/requirements.lock | $(filter .uv/bin/u
 	  --editable services/inference --editable services/bench
 	@touch $@
 
-bench-peers: $(PEERS)/.installed ## the server beside LitServe and BentoML, installed for it into .venv-peers: docs/results/peers.md
-	$(PEERS)/bin/python services/bench/peers/bench.py
+$(TRITON)/.installed: services/bench/peers/triton.lock | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing --python $(TRITON_PYTHON) $(TRITON)
+	$(UV) pip sync --python $(TRITON)/bin/python --require-hashes services/bench/peers/triton.lock
+	$(UV) pip install --quiet --python $(TRITON)/bin/python --no-deps --no-build-isolation --editable services/inference
+	@touch $@
+
+# Triton where its Python is.
+bench-peers: $(PEERS)/.installed $(if $(wildcard $(TRITON_PYTHON)),$(TRITON)/.installed) ## the server beside LitServe, BentoML, KServe and Triton, installed for it into .venv-peers and .venv-triton: docs/results/peers.md
+	$(PEERS)/bin/python services/bench/peers/bench.py $(PEERS_OPTIONS)
 
 test: lint ## lint, types and tests
 	$(PYTEST)
@@ -141,9 +151,12 @@ lock: | $(filter .uv/bin/uv,$(UV)) ## pin the newest versions of everything in r
 	  --custom-compile-command "make lock" --no-annotate --group dev --extra onnxruntime --extra openvino-int8 --upgrade \
 	  services/inference/pyproject.toml services/bench/pyproject.toml --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
-	  --custom-compile-command "make lock" --no-annotate --upgrade services/bench/peers/requirements.in \
+	  --custom-compile-command "make lock" --no-annotate --extra onnxruntime --upgrade services/bench/peers/requirements.in \
 	  services/inference/pyproject.toml services/bench/pyproject.toml \
 	  --output-file services/bench/peers/requirements.lock
+	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
+	  --custom-compile-command "make lock" --no-annotate --extra onnxruntime --upgrade services/bench/peers/triton.in \
+	  services/inference/pyproject.toml --output-file services/bench/peers/triton.lock
 
 clean: ## remove .venv and caches; data and outputs stay
-	rm -rf $(VENV) $(PEERS) .uv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(TRITON) .uv .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from detbench.api.protocol import Native
+from detbench.results.quality import Audit, Gate
 from detserver.preprocess import prepare
 
 PEERS = Path(__file__).parents[1] / "services" / "bench" / "peers"
@@ -34,15 +37,40 @@ def test_effdets_own_transform_gives_what_detserver_prepares(work):
         assert torch.equal(torch.from_numpy(work.by_effdet(image, config)), ours.pixels)
 
 
+def test_an_answer_is_the_same_in_either_form(work):
+    found = work._CONSTANT
+    tensors = work.as_tensors(found)
+    assert [tensors["model"].tolist(), tensors["boxes"].shape] == [[0, 1, 2], (3, 4)]
+    assert [each["scores"] for each in work.as_json(found)["detections"]] == [[score] for score in tensors["scores"]]
+
+
 def test_the_page_has_a_row_for_each_server_and_ratios_with_intervals(monkeypatch: pytest.MonkeyPatch, work):
     monkeypatch.syspath_prepend(str(PEERS))
     monkeypatch.setitem(sys.modules, "work", work)
     bench = importlib.import_module("bench")
-    ours, theirs = (bench.Peer(name, "1.0", "effdet", [], {}, 0) for name in (bench.OURS, "Other"))
+    ours, theirs = (bench.Peer(name, "1.0", "effdet", [], {}, 0, Native()) for name in (bench.OURS, "Other"))
     rounds = {
-        (peer, 8): [bench.Round(rps * factor, [1e3 / rps] * 1000, []) for factor in (1.0, 1.1, 0.9)]
+        (peer, 8): [
+            bench.Answered(window_s=10.0, latencies_ms=[1e3 / rps] * round(10 * rps * factor), failed=[])
+            for factor in (1.0, 1.1, 0.9)
+        ]
         for peer, rps in ((ours, 200.0), (theirs, 100.0))
     }
-    text = bench.page([ours, theirs], rounds, {"Machine": "a test"})
-    assert "| detserver 1.0 | effdet | 8 | 200.0 | 5.0 | 5.0 | 0 |  |" in text
-    assert "| Other 1.0 | effdet | 8 | 100.0 | 10.0 | 10.0 | 0 | 2× (2 to 2) |" in text
+    wrong = Audit(
+        answers=9,
+        audited=9,
+        distinct=1,
+        right=8,
+        reasons=["a.jpg: moved"],
+        gate=Gate(passed=False, reasons=["moved"]),
+        tolerance=None,
+    )
+    parts = [
+        bench.Part("invalid", [ours, theirs], rounds, {}),
+        bench.Part("baseline", [ours, theirs], rounds, {ours: wrong.model_copy(update={"right": 9}), theirs: wrong}),
+    ]
+    text = bench.page(parts, {"Machine": "a test"}, Namespace(users=[8]))
+    assert "| detserver 1.0 | effdet | 8 | 200 | 5.0 | 5.0 | 0 |  |" in text
+    assert "| Other 1.0 | effdet | 8 | 100 | 10.0 | 10.0 | 0 | 2× (2 to 2) |" in text
+    assert "| Other 1.0 | effdet | 8 | 100 | 10.0 | 10.0 | 0 | 8 of 9 | 2× (2 to 2) |" in text
+    assert "Other: a.jpg: moved" in text

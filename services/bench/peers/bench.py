@@ -1,17 +1,17 @@
 """Measures detserver and servers of others with the same work, in alternated rounds, and writes a page of it.
 
-`make bench-peers` calls this. What is measured is everything but the models: HTTP, decoding, letterboxes, and the way
-between them. See `work`.
+`make bench-peers` calls this. Two questions: what does serving cost when the models cost nothing (`invalid`), and what
+is left of the difference with real detectors, whose answers are compared with the reference. See `work`.
 """
 
 import argparse
 import contextlib
 import io
-import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +21,19 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
-import httpx
+from closed_loop import Answered, Asked, Photo
 from PIL import Image
-from work import DETSERVER, EFFDET, MODEL_SET, PATH
+from rich.console import Console
 
-from detbench.datasets import fetch_or_open
+from detbench.api.client import ServerClient
+from detbench.api.protocol import Native, Oip, Protocol, Tensors
+from detbench.datasets import Dataset, fetch_or_open
+from detbench.errors import ServerError
 from detbench.host import CpuWatch
+from detbench.load.answers import DistinctAnswer, read_answers
+from detbench.quality.audit import audit
+from detbench.quality.outputs import ImageOutput, collect
+from detbench.results.quality import Audit
 from detbench.statistics.percentiles import percentiles
 from detbench.statistics.ratios import interleaved, paired_ratio
 
@@ -34,13 +41,37 @@ HERE = Path(__file__).absolute().parent
 ROOT = HERE.parents[2]
 PAGE = ROOT / "docs" / "results" / "peers.md"
 OUTPUTS = ROOT / "outputs" / "peers"
-OURS = "detserver"
+TRITON_PYTHON = ROOT / ".venv-triton" / "bin" / "python"
+OURS, EFFDET = "detserver", "effdet"
+INVALID = "invalid"
 WARM_UP_S = 2.0
+
+# Two of one architecture would do, but these are what the other pages measure.
+OVERHEAD_SET, MODELS_SET = "mixed", "uniform"
+PHOTOS = 4
+
+# Rounds, and seconds of each, with real detectors: an answer takes up to seconds.
+LONGER = 3, 15.0
+
+GOOD_FOR = """\
+- **detserver**: several detectors on every image of one device. One process, so that nothing is loaded twice; requests
+  wait in one queue, and are refused at once where they would wait too long. It serves nothing but EfficientDet, and
+  where pictures are the whole work, one process loses to several.
+- **LitServe**: a model of one's own in an afternoon. Processes for the cores, batches on request; each process holds
+  the models again.
+- **BentoML**: the same with packaging and deployment around it; more of each request is spent in it.
+- **Triton**: many models of many frameworks on many GPUs, with its own metrics, batching and protocol. Through its
+  Python backend, as here, each request crosses to a Python process and back, and all decoding shares one interpreter;
+  its own backends (ONNX Runtime, TensorRT) run networks without Python, and leave decoding, letterbox and NMS to
+  somebody else: `detbench export --to triton`.
+- **KServe**: one protocol and one way to deploy for a whole Kubernetes cluster; its Python server is the wrapper around
+  a model, not what makes it fast.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """A server: its version, how it does the work, and the command that lets it listen on a port."""
+    """A server: its version, how it prepares pictures, and the command that lets it listen on a port."""
 
     name: str
     version: str
@@ -48,38 +79,67 @@ class Peer:
     command: Sequence[str]
     environment: Mapping[str, str]
     port: int
+    protocol: Protocol
+
+    @property
+    def host(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self.port}"
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one server answered in one round: requests per second, latencies in ms, and failures."""
-
-    rps: float
-    latencies_ms: list[float]
-    failed: list[str]
-
-
-Rounds = dict[tuple[Peer, int], list[Round]]
+Rounds = dict[tuple[Peer, int], list[Answered]]
 """By server and number of clients."""
 
 
-def peers(workers: int) -> list[Peer]:
-    """All servers, each with as many workers as there are cores, where it has workers."""
+@dataclass(frozen=True)
+class Part:
+    """One question: the model that all servers run, and what came out.
+
+    `audits` are of all answers of a server, where there is a reference.
+    """
+
+    model: str
+    servers: Sequence[Peer]
+    rounds: Rounds
+    audits: Mapping[Peer, Audit]
+
+
+def peers(model: str, model_set: str, models: Sequence[str], workers: int) -> list[Peer]:
+    """All servers that are installed, each with as many workers as there are cores, where it has workers."""
     python = sys.executable
-    commands = {
-        OURS: (python, "-m", "detserver", "--preload", "invalid", "--port", "{port}"),
-        "LitServe": (python, str(HERE / "litserve_app.py"), "{port}", str(workers)),
-        "BentoML": (python, "-m", "bentoml", "serve", "bentoml_app:Invalid", "--port", "{port}"),
+    works = (EFFDET, OURS) if model == INVALID else (OURS,)
+    oip = Oip(models=tuple(models))
+    commands: dict[str, tuple[str, Sequence[str], Protocol]] = {
+        "LitServe": (version("litserve"), (python, str(HERE / "litserve_app.py"), "{port}"), Native()),
+        "BentoML": (
+            version("bentoml"),
+            (python, "-m", "bentoml", "serve", "bentoml_app:Detect", "--port", "{port}"),
+            Native(),
+        ),
+        "KServe": (
+            version("kserve"),
+            (python, str(HERE / "kserve_app.py"), "{port}"),
+            oip.model_copy(update={"tensors": Tensors(encoding="json")}),
+        ),
     }
-    listed = [(OURS, DETSERVER), *((name, work) for work in (EFFDET, DETSERVER) for name in ("LitServe", "BentoML"))]
+    if TRITON_PYTHON.exists():
+        said = subprocess.run(
+            [TRITON_PYTHON, "-c", "from importlib.metadata import version; print(version('nvidia-pytriton'))"],
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        commands["Triton"] = (f"by pytriton {said}", (str(TRITON_PYTHON), str(HERE / "triton_app.py"), "{port}"), oip)
+    own = (python, "-m", "detserver", "--preload", model, "--default-model-set", model_set, "--port", "{port}")
+    listed = [(OURS, OURS, version(OURS), own, Native())]
+    listed += [(name, work, *command) for work in works for name, command in commands.items()]
     found = []
-    for (name, work), port in zip(listed, free_ports(len(listed)), strict=True):
+    for (name, work, release, command, protocol), port in zip(listed, free_ports(len(listed)), strict=True):
         environment = {
-            **{"WORK": work, "WORKERS": str(workers), "BENTOML_DO_NOT_TRACK": "True"},
-            **{"DETSERVER_DATA_DIR": str(ROOT / "data"), "NUMBA_CACHE_DIR": str(ROOT / "data" / "cache" / "numba")},
+            **{"MODEL": model, "MODEL_SET": model_set, "WORK": work, "WORKERS": str(workers)},
+            **{"BENTOML_DO_NOT_TRACK": "True", "DETSERVER_DATA_DIR": str(ROOT / "data")},
+            "NUMBA_CACHE_DIR": str(ROOT / "data" / "cache" / "numba"),
         }
-        command = [part.format(port=port) for part in commands[name]]
-        found.append(Peer(name, version(name.lower()), work, command, environment, port))
+        command = [part.format(port=port) for part in command]
+        found.append(Peer(name, release, work, command, environment, port, protocol))
     return found
 
 
@@ -92,25 +152,27 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def sample_photo() -> Path:
-    """A photograph of `sample` in the size of COCO's, and as a camera compresses it."""
-    file = OUTPUTS / "photo.jpg"
-    (photo, *_) = fetch_or_open("sample", ROOT / "data", 1).photos
-    Image.open(io.BytesIO(photo.read())).convert("RGB").resize((640, 427)).save(file, quality=90)
-    return file
+def sample_photos() -> Path:
+    """A folder of photographs of `sample` in the size of COCO's, and as a camera compresses them."""
+    folder = OUTPUTS / "photos"
+    folder.mkdir(parents=True, exist_ok=True)
+    for photo in fetch_or_open("sample", ROOT / "data", PHOTOS).photos:
+        with Image.open(io.BytesIO(photo.read())) as opened:
+            opened.convert("RGB").resize((640, 427)).save(folder / f"{Path(photo.name).stem}.jpg", quality=90)
+    return folder
 
 
 @contextmanager
-def running(peer: Peer, photo: Path, logs: Path) -> Iterator[None]:
+def running(peer: Peer, asked: Asked, logs: Path) -> Iterator[None]:
     """The server, from its first right answer to the end of the block."""
-    log = logs / f"{peer.name}-{peer.work}.log"
+    log = logs / f"{peer.name}-{asked.model}-{peer.work}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             peer.command, cwd=HERE, env=os.environ | peer.environment, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
     try:
-        wait_for_answer(peer, process, photo, log)
+        wait_for_answer(peer, process, asked, log)
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -121,99 +183,199 @@ def running(peer: Peer, photo: Path, logs: Path) -> Iterator[None]:
             os.killpg(process.pid, 9)
 
 
-def wait_for_answer(peer: Peer, process: "subprocess.Popen[bytes]", photo: Path, log: Path) -> None:
-    """Ask until the answer is right; ends the program where the server ends, or takes more than three minutes."""
-    until = time.monotonic() + 180
+def wait_for_answer(peer: Peer, process: "subprocess.Popen[bytes]", asked: Asked, log: Path) -> None:
+    """Ask until there is an answer; ends the program where the server ends, or takes more than two minutes."""
+    until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
-            form = {"file": ("photo.jpg", photo.read_bytes(), "image/jpeg")}
-            answer = httpx.post(f"http://127.0.0.1:{peer.port}{PATH}", files=form, timeout=20, trust_env=False)
-            if answer.is_success and len(answer.json()["detections"]) == 3:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", peer.port), 1).close()
+            if load(asked.model_copy(update={"users": 1, "seconds": 0.3})).latencies_ms:
                 return
         time.sleep(0.3)
     raise SystemExit(f"error: {peer.name} does not answer; the end of {log}:\n{log.read_text()[-2000:]}")
 
 
-def measured(peer: Peer, photo: Path, users: int, seconds: float) -> Round:
-    """One round."""
-    command = (sys.executable, str(HERE / "closed_loop.py"), f"http://127.0.0.1:{peer.port}{PATH}", str(photo))
-    for duration_s in (WARM_UP_S, seconds):
-        output = subprocess.run([*command, str(users), str(duration_s)], check=True, capture_output=True).stdout
-    found = json.loads(output)
-    return Round(len(found["latencies_ms"]) / seconds, found["latencies_ms"], found["failed"])
+def load(asked: Asked) -> Answered:
+    """One load, by a process of its own.
+
+    Raises:
+        SystemExit: it ended badly; an answer was malformed, for example.
+    """
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "closed_loop.py")],
+        input=asked.model_dump_json(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if ended.returncode:
+        raise SystemExit(f"error: {asked.host}: {ended.stderr.strip()[-2000:]}")
+    return Answered.model_validate_json(ended.stdout)
 
 
-def page(servers: Sequence[Peer], rounds: Rounds, facts: Mapping[str, str]) -> str:
+def measure(
+    part_of: tuple[str, str], dataset: Dataset, reference: Sequence[ImageOutput], options: argparse.Namespace
+) -> Part:
+    """Let all servers run one model of a model set, in rounds."""
+    model, model_set = part_of
+    names = [found.model_name for found in reference[0].detections]
+    servers = peers(model, model_set, names, len(os.sched_getaffinity(0)))
+    count, seconds = LONGER if model != INVALID else (options.rounds, options.seconds)
+    photos = [Photo(path=photo.path.absolute(), sha256=photo.sha256) for photo in dataset.photos]
+    rounds: Rounds = {(peer, users): [] for peer in servers for users in options.users}
+    with contextlib.ExitStack() as stack:
+        asked = {}
+        for peer in servers:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            asked[peer] = Asked(
+                host=peer.host, protocol=peer.protocol, model=model, model_set=model_set, photos=photos, users=1,
+                seconds=seconds,
+            )  # fmt: skip
+            sys.stderr.write(f"{model}: starting {peer.name} {peer.version}, letterboxes by {peer.work}\n")
+            stack.enter_context(running(peer, asked[peer], OUTPUTS))
+            asked[peer].answers = folder
+        for number, order in enumerate(interleaved(servers, count), 1):
+            for users in options.users:
+                for peer in order:
+                    one = asked[peer].model_copy(update={"users": users})
+                    load(one.model_copy(update={"seconds": WARM_UP_S, "answers": None}))
+                    rounds[peer, users].append(load(one))
+            said = ", ".join(
+                f"{peer.name} {' and '.join(f'{rate(rounds[peer, n][-1]):.1f}' for n in options.users)}"
+                for peer in servers
+            )
+            sys.stderr.write(f"{model}: round {number} of {count}: {said} requests/s\n")
+        audits = {}
+        if model != INVALID:
+            for peer in servers:
+                folder = asked[peer].answers
+                assert folder is not None
+                answers = [DistinctAnswer(*each) for each in read_answers(folder)]
+                count = sum(each.times for each in answers)
+                audits[peer] = audit(reference, answers, answered=count, exact=True)
+    return Part(model, servers, rounds, audits)
+
+
+def reference_of(model_set: str, dataset: Dataset) -> list[ImageOutput]:
+    """What `baseline` of a detserver answers, started for it."""
+    (port,) = free_ports(1)
+    command = (sys.executable, "-m", "detserver", "--preload", "none", "--port", str(port))
+    with (OUTPUTS / f"reference-{model_set}.log").open("wb") as output:
+        process = subprocess.Popen(
+            command, env=os.environ | {"DETSERVER_DATA_DIR": str(ROOT / "data")}, stdout=output, stderr=output
+        )
+    try:
+        with ServerClient(f"http://127.0.0.1:{port}") as client:
+            until = time.monotonic() + 120
+            while True:
+                try:
+                    client.ready()
+                    break
+                except ServerError:
+                    if time.monotonic() > until or process.poll() is not None:
+                        raise
+                    time.sleep(0.5)
+            client.load("baseline", model_set)
+            return collect(client, "baseline", model_set, dataset.photos)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def rate(one: Answered) -> float:
+    """Requests per second of a round."""
+    return len(one.latencies_ms) / max(one.window_s, 1e-9)
+
+
+def table(part: Part, options: argparse.Namespace) -> Iterator[str]:
+    """The rows of one part, as Markdown."""
+    compared, rule = (" right answers |", " ---: |") if part.audits else ("", "")
+    yield f"| server | pictures by | clients | requests/s | p50 (ms) | p99 (ms) | failed |{compared} detserver is |"
+    yield f"| --- | --- | ---: | ---: | ---: | ---: | ---: |{rule} --- |"
+    for users in options.users:
+        ours = [rate(one) for one in part.rounds[part.servers[0], users]]
+        for peer in part.servers:
+            rounds = part.rounds[peer, users]
+            rates = [rate(one) for one in rounds]
+            shown = {each.rank: each for each in percentiles([ms for one in rounds for ms in one.latencies_ms])}
+            p99 = f"{shown[99].value_ms:,.1f}" if shown[99].certified else f"({shown[99].value_ms:,.1f})"
+            failed = sum(len(one.failed) for one in rounds)
+            right = f" {part.audits[peer].right} of {part.audits[peer].audited} |" if part.audits else ""
+            ratio = "" if peer is part.servers[0] else str(paired_ratio(ours, rates))
+            yield (
+                f"| {peer.name} {peer.version} | {peer.work} | {users} | {mean(rates):.3g} | "
+                f"{shown[50].value_ms:,.1f} | {p99} | {failed} |{right} {ratio} |"
+            )
+
+
+def page(parts: Sequence[Part], facts: Mapping[str, str], options: argparse.Namespace) -> str:
     """The page, as Markdown."""
+    overhead, *models = parts
     lines = [
         "# The server beside others",
         "",
-        "What serving costs when the models cost nothing. Every server does the same work for a request: it decodes a",
-        "JPEG, letterboxes and normalises it for 512, 640 and 768 pixels, and gives a constant answer. Those of others",
-        "do it in a worker process for each core: once by effdet's own transform, as one would write it there, and",
-        "once with detserver's functions, so that only the serving differs. What comes out is the same, bit for bit.",
-        "",
-        "`make bench-peers` has written this; servers take turns in rounds, and intervals are of 95 % over the",
-        "rounds' ratios.",
+        "`make bench-peers` has written this. Servers take turns in rounds, each with the same photographs from the",
+        "same clients; *detserver is* so many times as fast, with a 95 % interval over the rounds' ratios. The others",
+        "have a worker for each core, each with a core's share of threads; detserver is one process.",
+        "(In parentheses): fewer requests than a p99 needs.",
         "",
         *(f"- {name}: {fact}" for name, fact in facts.items()),
         "",
-        "| server | letterboxes by | clients | requests/s | p50 (ms) | p99 (ms) | failed | detserver is as fast |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "## When the models cost nothing",
+        "",
+        f"Every server decodes a JPEG, letterboxes and normalises it for the inputs of `{OVERHEAD_SET}`, and gives",
+        "a constant answer: once by effdet's own transform, as one would write it there, and once with detserver's",
+        "functions, so that only the serving differs. What comes out is the same, bit for bit.",
+        "",
+        *table(overhead, options),
     ]
-    for count in sorted({count for _, count in rounds}):
-        for peer in servers:
-            own = rounds[peer, count]
-            shown = {each.rank: each.value_ms for each in percentiles([ms for one in own for ms in one.latencies_ms])}
-            ratio = "" if peer.name == OURS else str(paired_ratio(rps(rounds[servers[0], count]), rps(own)))
-            figures = (
-                f"{mean(rps(own)):.1f} | {shown[50]:.1f} | {shown[99]:.1f} | {sum(len(each.failed) for each in own)}"
-            )
-            lines.append(f"| {peer.name} {peer.version} | {peer.work} | {count} | {figures} | {ratio} |")
-    return "\n".join([*lines, ""])
-
-
-def rps(rounds: Sequence[Round]) -> list[float]:
-    """Requests per second of each round."""
-    return [each.rps for each in rounds]
+    if models:
+        lines += [
+            "",
+            "## With real detectors",
+            "",
+            f"The three detectors of `{MODELS_SET}`, the same networks and weights in every server, with detserver's",
+            "decoding and letterbox. Every answer is compared with the reference, `baseline` asked alone, within the",
+            "limits of the [gate](../measuring.md).",
+        ]
+    for part in models:
+        lines += ["", f"### `{part.model}`", "", *table(part, options)]
+        for peer, found in part.audits.items():
+            lines += [f"\n{peer.name}: {'; '.join(found.reasons)}"] if found.reasons else []
+    return "\n".join([*lines, "", "## What each is good for", "", GOOD_FOR])
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photo", type=Path, help="the JPEG that is sent (default: one of `sample`, in 640x427)")
+    parser.add_argument("--photos", type=Path, help="folder of JPEGs to send (default: some of `sample`, in 640x427)")
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8], help="clients (default: 1 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each server in each round (default: 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="without models (default: 5)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each server in each of these (default: 8)")
+    parser.add_argument(
+        "--models", nargs="*", default=["baseline", "onnxruntime"], metavar="NAME",
+        help="implementations of detserver that all servers run, too (default: baseline onnxruntime; none: --models)",
+    )  # fmt: skip
     parser.add_argument("--page", type=Path, default=PAGE, help="the file to write (default: docs/results/peers.md)")
     options = parser.parse_args()
     OUTPUTS.mkdir(parents=True, exist_ok=True)
-    photo = options.photo.absolute() if options.photo else sample_photo()
-    cores = len(os.sched_getaffinity(0))
-    servers = peers(cores)
-    rounds: Rounds = {(peer, users): [] for peer in servers for users in options.users}
-    with contextlib.ExitStack() as stack:
-        for peer in servers:
-            sys.stderr.write(f"starting {peer.name} {peer.version}, letterboxes by {peer.work}\n")
-            stack.enter_context(running(peer, photo, OUTPUTS))
-        watch = CpuWatch()
-        for number, order in enumerate(interleaved(servers, options.rounds), 1):
-            for users in options.users:
-                for peer in order:
-                    rounds[peer, users].append(measured(peer, photo, users, options.seconds))
-            said = ", ".join(
-                f"{peer.name} {' and '.join(f'{rounds[peer, users][-1].rps:.1f}' for users in options.users)}"
-                for peer in servers
-            )
-            sys.stderr.write(f"round {number} of {options.rounds}: {said} requests/s\n")
-        shares = watch.shares()
+    dataset = fetch_or_open(str(options.photos or sample_photos()), ROOT / "data", PHOTOS)
+    if not TRITON_PYTHON.exists():
+        Console(stderr=True).print(f"without Triton: {TRITON_PYTHON} is not there; make bench-peers says how")
+    watch = CpuWatch()
+    sets = {OVERHEAD_SET: [INVALID], MODELS_SET: options.models}
+    parts = []
+    for model_set, models in sets.items():
+        if models:
+            reference = reference_of(model_set, dataset)
+            parts += [measure((model, model_set), dataset, reference, options) for model in models]
+    shares = watch.shares()
     stolen = f"; its host took {100 * shares.steal:.1f} % of them away" if shares else ""
+    sizes = sum(photo.path.stat().st_size for photo in dataset.photos) / len(dataset.photos)
     facts = {
-        "Machine": f"{machine()}, {cores} cores{stolen}",
-        "Photograph": f"{photo.name}, {photo.stat().st_size / 1e3:.0f} kB, for `{MODEL_SET}`",
-        "Rounds": f"{options.rounds} of {options.seconds:g} s, {datetime.now(UTC):%Y-%m-%d}",
+        "Machine": f"{machine()}, {len(os.sched_getaffinity(0))} cores{stolen}",
+        "Photographs": f"{len(dataset.photos)} of {sizes / 1e3:.0f} kB on average",
+        "Rounds": f"{options.rounds} of {options.seconds:g} s, with models {LONGER[0]} of {LONGER[1]:g} s",
+        "Day": f"{datetime.now(UTC):%Y-%m-%d}",
     }
-    text = page(servers, rounds, facts)
+    text = page(parts, facts, options)
     options.page.write_text(text)
     sys.stdout.write(text)
 

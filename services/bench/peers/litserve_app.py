@@ -1,18 +1,20 @@
-"""The work in LitServe: `WORK=effdet python litserve_app.py PORT WORKERS`."""
+"""The work in LitServe: `MODEL=invalid WORK=effdet WORKERS=2 python litserve_app.py PORT`."""
 
+import os
 import sys
 from typing import Any
 
 import litserve
 from fastapi import Request
-from work import ANSWER, PATH, do_work
+from work import PATH, Detector, as_json
 
 
-class Invalid(litserve.LitAPI):
-    """Decodes and prepares in a worker process, one request at a time."""
+class Detect(litserve.LitAPI):
+    """Detects in a worker process, one request at a time."""
 
     def setup(self, device: str) -> None:
-        """Nothing: there is no model."""
+        """Load the models of this worker."""
+        self.detector = Detector()
 
     def decode_request(self, request: Request) -> bytes:
         """The bytes of the form's file."""
@@ -21,8 +23,7 @@ class Invalid(litserve.LitAPI):
 
     def predict(self, data: bytes) -> dict[str, Any]:
         """See `work`."""
-        do_work(data)
-        return ANSWER
+        return as_json(self.detector(data))
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
         """As it is."""
@@ -30,6 +31,10 @@ class Invalid(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    port, workers = (int(argument) for argument in sys.argv[1:])
-    server = litserve.LitServer(Invalid(api_path=PATH), accelerator="cpu", workers_per_device=workers, fast_queue=True)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning", access_log=False)
+    workers = int(os.environ["WORKERS"])
+    server = litserve.LitServer(
+        Detect(api_path=PATH), accelerator="cpu", workers_per_device=workers, fast_queue=True, timeout=600
+    )
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning", access_log=False
+    )

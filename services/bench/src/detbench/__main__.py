@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from detbench import __version__
-from detbench.commands import accuracy, capacity, compare, datasets, reference, report, run
+from detbench.commands import accuracy, capacity, compare, datasets, export, reference, report, run
 from detbench.errors import DetbenchError
 from detbench.variables import forget_empty_variables
 
@@ -27,6 +27,7 @@ The usual order, all of which `detbench run --compare-outputs` does by itself:
   5. detbench report               table, results.json, results.csv, report.html
 
 How much load a server takes before a limit of yours is missed: detbench capacity --slo p99=200ms
+Another server, Triton or KServe, measured the same way: detbench run --protocol oip --host http://…
 """
 
 
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="detbench", description=_DESCRIPTION, formatter_class=RawDescriptionRichHelpFormatter)
     parser.add_argument("--version", action="version", version=f"detbench {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (datasets, reference, run, capacity, compare, accuracy, report):
+    for command in (datasets, reference, run, capacity, compare, accuracy, report, export):
         subparser = subcommands.add_parser(
             command.NAME,
             help=command.SUMMARY,

@@ -4,17 +4,13 @@ import argparse
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from detbench.api.protocol import Native, Oip, Protocol, Tensors, read_tensors
-from detbench.api.schemas import ModelSetStatus
 from detbench.commands.console import print_ablation, print_sweep
-from detbench.commands.offered import PROCESS_RPS, add_open_loop_options, is_open_loop, offered_load
+from detbench.commands.offered import PROCESS_RPS, add_open_loop_options, is_open_loop
 from detbench.commands.options import (
     add_concurrency_option,
     add_dataset_options,
@@ -25,29 +21,21 @@ from detbench.commands.options import (
     add_server_options,
     check_resumable,
     limit,
-    opened_dataset,
     positive_float,
     servers_of,
 )
-from detbench.datasets import fetch_or_open
+from detbench.commands.sweep_plan import MAX_DURATION_S, plan_of_options, plan_of_run, servers_for, subject_of
 from detbench.errors import DetbenchError, LimitMissed, ServerError
 from detbench.measure.ablation import CELL_S, AblationPlan, AblationRunner
-from detbench.measure.lengthening import Until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.resume import held
 from detbench.measure.selection import ALL
-from detbench.measure.servers import OipServerAt, Servers
-from detbench.measure.session import Subject
 from detbench.measure.sweep import Plan, SweepRunner
-from detbench.quality.reference import newest_reference
 from detbench.report import read_sweep, write_ablation_reports, write_reports
 from detbench.report.rows import rows_of
-from detbench.results.loads import ClosedLoop, OpenLoop
 from detbench.results.sweep import CEILING, Sweep
 from detbench.slo import FIGURES
 from detbench.variables import of_variable, port, positive_int
-
-_MAX_DURATION_S = 600.0
 
 # What --resume takes from the run.
 _OF_THE_PLAN = (
@@ -149,7 +137,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-duration",
         type=positive_float,
         metavar="S",
-        help=f"seconds of a run that is lengthened, at most (default: {_MAX_DURATION_S:g})",
+        help=f"seconds of a run that is lengthened, at most (default: {MAX_DURATION_S:g})",
     )
     parser.add_argument(
         "--slo",
@@ -248,8 +236,8 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     if options.resume:
         with held(options.resume):
             broken_off = _broken_off(options)
-            return _measure(options, _plan_of(broken_off, options), options.resume, console, broken_off)
-    plan, run_dir = _plan(options), new_run_dir(options.outputs_dir, options.model_set)
+            return _measure(options, plan_of_run(broken_off, options), options.resume, console, broken_off)
+    plan, run_dir = plan_of_options(options), new_run_dir(options.outputs_dir, options.model_set)
     with held(run_dir):
         return _measure(options, plan, run_dir, console)
 
@@ -258,7 +246,7 @@ def _measure(
     options: argparse.Namespace, plan: Plan, run_dir: Path, console: Console, broken_off: Sweep | None = None
 ) -> int:
     with SweepProgress(console) as progress:
-        runner = SweepRunner(plan, run_dir, _servers(options, plan, run_dir, progress), progress, broken_off)
+        runner = SweepRunner(plan, run_dir, servers_for(plan, options, run_dir, progress), progress, broken_off)
         runner.prepare()
         try:
             sweep = runner.run()
@@ -272,64 +260,6 @@ def _measure(
     return 1 if options.strict and any(run.verdict == "invalid" for run in runs) else status
 
 
-def _servers(options: argparse.Namespace, plan: Plan, run_dir: Path, progress: SweepProgress) -> Servers:
-    if isinstance(plan.protocol, Native):
-        return servers_of(options, run_dir, progress, _most_in_flight(plan.offered))
-    reference = plan.subject.reference
-    assert reference is not None
-    model_set = ModelSetStatus(name=plan.subject.model_set, models=reference.manifest.weights)
-    return OipServerAt(options.host, plan.protocol, model_set, plan.implementations or ())
-
-
-def _plan(options: argparse.Namespace) -> Plan:
-    offered, duration_s = offered_load(options)
-    until = Until(options.until, options.max_duration or _MAX_DURATION_S) if options.until else None
-    if until and not all(isinstance(each, ClosedLoop) or each.steady for each in offered):
-        raise DetbenchError("--until cannot lengthen --steps or --trace, which have an end; leave it out")
-    subject = _subject(options)
-    protocol: Protocol = Native()
-    if options.protocol == "oip":
-        subject = _with_reference(subject)
-        protocol = _oip(read_tensors(options.tensors) if options.tensors else Tensors(), subject)
-    return Plan(
-        implementations=tuple(options.implementations) if options.implementations else None,
-        subject=subject,
-        offered=offered,
-        processes=options.processes,
-        repeats=options.repeats or 1,
-        duration_s=duration_s,
-        until=until,
-        warmup_requests=options.warmup,
-        slo=tuple(options.slo),
-        dataset_name=options.dataset,
-        data_dir=options.data_dir,
-        compare_outputs=options.compare_outputs,
-        keep_requests=options.keep_requests,
-        metrics_port=options.metrics_port,
-        protocol=protocol,
-    )
-
-
-def _with_reference(subject: Subject) -> Subject:
-    """The subject of a server that can make no reference: with the stored one, which holds all images."""
-    reference = newest_reference(subject.outputs_dir, subject.model_set)
-    reference.check_photos(subject.dataset.photos)
-    return replace(subject, reference=reference)
-
-
-def _oip(tensors: Tensors, subject: Subject) -> Oip:
-    assert subject.reference is not None
-    try:
-        return Oip(tensors=tensors, models=tuple(model.model_name for model in subject.reference.manifest.weights))
-    except ValidationError as error:
-        raise DetbenchError(f"--tensors: {error.errors()[0]['msg']}") from error
-
-
-def _subject(options: argparse.Namespace) -> Subject:
-    dataset = opened_dataset(options)
-    return Subject(options.model_set, dataset, options.outputs_dir, options.concurrency, options.max_map_loss)
-
-
 def _broken_off(options: argparse.Namespace) -> Sweep:
     """The run of `--resume`.
 
@@ -341,35 +271,10 @@ def _broken_off(options: argparse.Namespace) -> Sweep:
     return sweep
 
 
-def _plan_of(broken_off: Sweep, options: argparse.Namespace) -> Plan:
-    settings = broken_off.settings
-    dataset = fetch_or_open(settings.dataset, options.data_dir, settings.images)
-    until = Until(settings.until, settings.max_duration_s) if settings.until and settings.max_duration_s else None
-    options.host = settings.host
-    subject = Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss)
-    return Plan(
-        implementations=tuple(settings.implementations),
-        subject=subject if isinstance(settings.protocol, Native) else _with_reference(subject),
-        offered=tuple(settings.offered),
-        processes=settings.processes,
-        repeats=settings.repeats,
-        duration_s=settings.duration_s,
-        until=until,
-        warmup_requests=settings.warmup_requests,
-        slo=tuple(settings.slo),
-        dataset_name=settings.dataset,
-        data_dir=options.data_dir,
-        compare_outputs=settings.compare_outputs,
-        keep_requests=settings.keep_requests,
-        metrics_port=options.metrics_port,
-        protocol=settings.protocol,
-    )
-
-
 def _ablate(options: argparse.Namespace, console: Console) -> int:
     names = tuple(options.implementations) if options.implementations else None
     plan = AblationPlan(
-        subject=_subject(options),
+        subject=subject_of(options),
         implementations=names if names != (ALL,) else None,
         batch_sizes=tuple(sorted(set(options.batch_sizes or [1]))),
         repeats=options.repeats,
@@ -387,10 +292,6 @@ def _ablate(options: argparse.Namespace, console: Console) -> int:
             write_ablation_reports(run_dir)
     print_ablation(ablation)
     return _ended(ablation.problems, run_dir / "ablation.html", console)
-
-
-def _most_in_flight(offered: Sequence[ClosedLoop | OpenLoop]) -> int:
-    return max(each.users if isinstance(each, ClosedLoop) else each.max_in_flight for each in offered)
 
 
 def _ended(problems: Sequence[str], report: Path, console: Console) -> int:

@@ -21,7 +21,7 @@ from detserver.recipes.plane_mean import with_accurate_means
 log = logging.getLogger(__name__)
 
 # Of what `FlatNetwork` makes of a network; another number, and every converted network is converted anew.
-_CONVERSION = 3
+_CONVERSION = 4
 
 
 class FlatNetwork(nn.Module):

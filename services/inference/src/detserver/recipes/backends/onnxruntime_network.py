@@ -35,7 +35,7 @@ def is_converted(spec: ModelSpec, weights: WeightsStore, precision: str) -> bool
 def prepare(spec: ModelSpec, weights: WeightsStore, precision: str) -> None:  # noqa: ARG001 (the face of a backend)
     """Import ONNX Runtime, and export the network of `spec` where the cache lacks it."""
     import_onnxruntime()
-    _file(spec, weights)
+    file(spec, weights)
 
 
 def network(spec: ModelSpec, weights: WeightsStore, precision: str, device: torch.device) -> "OnnxRuntimeNetwork":
@@ -49,7 +49,7 @@ def network(spec: ModelSpec, weights: WeightsStore, precision: str, device: torc
     """
     if precision != "fp32":
         raise CannotRun(f"ONNX Runtime runs in fp32 here, not in {precision}")
-    return OnnxRuntimeNetwork(_file(spec, weights), device)
+    return OnnxRuntimeNetwork(file(spec, weights), device)
 
 
 class OnnxRuntimeNetwork:
@@ -130,14 +130,21 @@ def _place(tensor: torch.Tensor) -> tuple[str, int, type[np.float32], tuple[int,
     return tensor.device.type, tensor.device.index or 0, np.float32, tuple(tensor.shape), tensor.data_ptr()
 
 
-def _file(spec: ModelSpec, weights: WeightsStore) -> Path:
-    """The file of the exported network, made where the cache lacks it."""
+def file(spec: ModelSpec, weights: WeightsStore) -> Path:
+    """The file of the exported network, made where the cache lacks it.
+
+    It takes `pixels` (B, 3, H, W), and answers `classes_0`, … and `boxes_0`, …, of each level of its pyramid.
+    """
     folder = _folder(spec, weights)
 
     def export(target: Path) -> None:
         for package in ("onnxscript", "onnx_ir"):  # a line for every constant that they put together
             logging.getLogger(package).setLevel(logging.WARNING)
-        program = torch.onnx.export(exported(spec, weights), dynamo=True, verbose=False)
+        levels = range(spec.config().num_levels)
+        names = [f"{what}_{level}" for what in ("classes", "boxes") for level in levels]
+        program = torch.onnx.export(
+            exported(spec, weights), dynamo=True, verbose=False, input_names=["pixels"], output_names=names
+        )
         assert program is not None
         program.save(target / _FILE)
 
