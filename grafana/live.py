@@ -221,8 +221,8 @@ def live() -> Dashboard:
             graph(
                 "Refused, abandoned, late",
                 "Requests per second that never reached the device, or whose answer nobody waited for: no place "
-                "(QueueFull), a deadline that cannot be met (DeadlineTooNear) or was not (DeadlineMissed), a client that "
-                "has gone (ClientGone).",
+                "(QueueFull), a deadline that cannot be met (DeadlineTooNear) or was not (DeadlineMissed), a client "
+                "that has gone (ClientGone).",
                 "reqps",
                 (
                     'sum by (reason) (rate(detserver_rejected_total{reason=~"QueueFull|DeadlineTooNear|DeadlineMissed|'
