@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -359,6 +360,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--page", type=Path, default=PAGE, help="the file to write (default: docs/results/peers.md)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end, too
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     dataset = fetch_or_open(str(options.photos or sample_photos()), ROOT / "data", PHOTOS)
     if not TRITON_PYTHON.exists():

@@ -39,6 +39,13 @@ def router(server: Server) -> APIRouter:
         check_version(version)
         return server.key(*key_of(model))
 
+    # First: routes are tried in this order, at some microseconds each.
+    @routes.post("/models/{model}/infer")
+    @routes.post("/models/{model}/versions/{version}/infer")
+    async def infer(model: str, request: Request, version: str = "1", x_deadline_ms: DeadlineMs = None) -> Response:
+        check_version(version)
+        return await server.infer(Inference(model), request, x_deadline_ms)
+
     @routes.get("")
     async def about() -> Response:
         return JSONResponse({"name": "detserver", "version": __version__, "extensions": _EXTENSIONS})
@@ -79,12 +86,6 @@ def router(server: Server) -> APIRouter:
     @routes.get("/models/{model}/versions/{version}/stats")
     async def statistics(model: str, version: str = "1") -> Response:
         return JSONResponse({"model_stats": [_statistics(server, key(model, version))]})
-
-    @routes.post("/models/{model}/infer")
-    @routes.post("/models/{model}/versions/{version}/infer")
-    async def infer(model: str, request: Request, version: str = "1", x_deadline_ms: DeadlineMs = None) -> Response:
-        check_version(version)
-        return await server.infer(Inference(model), request, x_deadline_ms)
 
     @routes.post("/repository/index")
     async def index(request: Request) -> Response:

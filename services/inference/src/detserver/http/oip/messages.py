@@ -6,10 +6,10 @@ The header `Inference-Header-Content-Length` tells how many bytes of a body are 
 import base64
 import binascii
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from pydantic_core import to_json
 
@@ -22,7 +22,7 @@ from detserver.http.oip.tensors import IMAGE, OUTPUTS, Tensor
 _MOST_VALUES = 10_000
 _SEPARATORS = (b",", b"[", b"{")
 
-_LENGTH = np.dtype("<u4")
+_LENGTH = struct.Struct("<I")
 
 
 class _Parameters(BaseModel):
@@ -84,7 +84,8 @@ class InferRequest:
         request = _parsed(body if json_bytes is None else body[:json_bytes])
         self.id = request.id
         self.timeout_s = 1e-6 * request.parameters.timeout or None
-        self.image = _image(request.inputs, b"" if json_bytes is None else body[json_bytes:])
+        binary = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
+        self.image = _image(request.inputs, binary)
         self.outputs = list(_wanted(request))
 
 
@@ -118,7 +119,7 @@ def _parsed(text: bytes) -> _Request:
         raise BadInferRequest(f"{where or 'the JSON of the request'}: {first['msg']}") from error
 
 
-def _image(inputs: Sequence[_Input], binary: bytes) -> bytes:
+def _image(inputs: Sequence[_Input], binary: memoryview) -> bytes:
     """The picture in the one input; `binary` is what follows the JSON.
 
     Raises:
@@ -162,15 +163,15 @@ def _of_json(data: object) -> bytes:
         raise BadInferRequest(f"input `{IMAGE.name}`: its data is no base64: {error}") from error
 
 
-def _of_binary(data: bytes) -> bytes:
+def _of_binary(data: memoryview) -> bytes:
     """The picture in the binary form of a BYTES tensor with one element: its length, and then itself."""
-    start = _LENGTH.itemsize
-    said = int(np.frombuffer(data[:start], _LENGTH)[0]) if len(data) >= start else math.nan
+    start = _LENGTH.size
+    said = _LENGTH.unpack_from(data)[0] if len(data) >= start else math.nan
     if said != len(data) - start:
         raise BadInferRequest(
             f"input `{IMAGE.name}`: {len(data)} bytes of binary data are not one element after its length in 4 bytes"
         )
-    return data[start:]
+    return bytes(data[start:])
 
 
 def _wanted(request: _Request) -> Iterator[tuple[Tensor, bool]]:
