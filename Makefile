@@ -71,7 +71,7 @@ $(TRITON)/.installed: services/bench/peers/triton.lock | $(filter .uv/bin/uv,$(U
 
 # Triton where its Python is.
 bench-peers: $(PEERS)/.installed $(if $(wildcard $(TRITON_PYTHON)),$(TRITON)/.installed) ## the server beside LitServe, BentoML, KServe and Triton, installed for it into .venv-peers and .venv-triton: docs/results/peers.md
-	$(PEERS)/bin/python services/bench/peers/bench.py $(PEERS_OPTIONS)
+	$(PEERS)/bin/python services/bench/peers/bench.py
 
 test: lint ## lint, types and tests
 	$(PYTEST)

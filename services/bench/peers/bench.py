@@ -29,9 +29,9 @@ from rich.console import Console
 from detbench.api.client import ServerClient
 from detbench.api.protocol import Native, Oip, Protocol, Tensors
 from detbench.datasets import Dataset, fetch_or_open
-from detbench.errors import ServerError
 from detbench.host import CpuWatch
 from detbench.load.answers import DistinctAnswer, read_answers
+from detbench.measure.server_process import ServerProcess
 from detbench.quality.audit import audit
 from detbench.quality.outputs import ImageOutput, collect
 from detbench.results.quality import Audit
@@ -58,13 +58,14 @@ GOOD_FOR = """\
   where pictures are the whole work, one process loses to several.
 - **LitServe**: a model of one's own in an afternoon. Processes for the cores, batches on request; each process holds
   the models again.
-- **BentoML**: the same with packaging and deployment around it; more of each request is spent in it.
+- **BentoML**: the same with packaging and deployment around it. A connection stays with one worker, so that with few of
+  them a core may have nothing to do: its rounds at eight clients differ.
 - **Triton**: many models of many frameworks on many GPUs, with its own metrics, batching and protocol. Through its
   Python backend, as here, each request crosses to a Python process and back, and all decoding shares one interpreter;
   its own backends (ONNX Runtime, TensorRT) run networks without Python, and leave decoding, letterbox and NMS to
   somebody else: `detbench export --to triton`.
-- **KServe**: one protocol and one way to deploy for a whole Kubernetes cluster; its Python server is the wrapper around
-  a model, not what makes it fast.
+- **KServe**: one protocol and one way to deploy for a whole Kubernetes cluster. Pictures cross in base64, and
+  connections stay with their worker here, too.
 """
 
 
@@ -210,10 +211,9 @@ def load(asked: Asked) -> Answered:
 
 
 def measure(
-    part_of: tuple[str, str], dataset: Dataset, reference: Sequence[ImageOutput], options: argparse.Namespace
+    model: str, model_set: str, dataset: Dataset, reference: Sequence[ImageOutput], options: argparse.Namespace
 ) -> Part:
     """Let all servers run one model of a model set, in rounds."""
-    model, model_set = part_of
     names = [found.model_name for found in reference[0].detections]
     servers = peers(model, model_set, names, len(os.sched_getaffinity(0)))
     real = model != INVALID
@@ -256,28 +256,12 @@ def measure(
 
 def reference_of(model_set: str, dataset: Dataset) -> list[ImageOutput]:
     """What `baseline` of a detserver answers, started for it."""
-    (port,) = free_ports(1)
-    command = (sys.executable, "-m", "detserver", "--preload", "none", "--port", str(port))
-    with (OUTPUTS / f"reference-{model_set}.log").open("wb") as output:
-        process = subprocess.Popen(
-            command, env=os.environ | {"DETSERVER_DATA_DIR": str(ROOT / "data")}, stdout=output, stderr=output
-        )
-    try:
-        with ServerClient(f"http://127.0.0.1:{port}") as client:
-            until = time.monotonic() + 120
-            while True:
-                try:
-                    client.ready()
-                    break
-                except ServerError:
-                    if time.monotonic() > until or process.poll() is not None:
-                        raise
-                    time.sleep(0.5)
+    environment = {"DETSERVER_PRELOAD": "none", "DETSERVER_DATA_DIR": str(ROOT / "data")}
+    with ServerProcess(OUTPUTS / f"reference-{model_set}.log", environment) as process:
+        process.wait_ready()
+        with ServerClient(process.host) as client:
             client.load("baseline", model_set)
             return collect(client, "baseline", model_set, dataset.photos)
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def rate(one: Answered) -> float:
@@ -371,7 +355,7 @@ def main() -> None:
     for model_set, models in sets.items():
         if models:
             reference = reference_of(model_set, dataset)
-            parts += [measure((model, model_set), dataset, reference, options) for model in models]
+            parts += [measure(model, model_set, dataset, reference, options) for model in models]
     shares = watch.shares()
     stolen = f"; its host took {100 * shares.steal:.1f} % of them away" if shares else ""
     sizes = sum(photo.path.stat().st_size for photo in dataset.photos) / len(dataset.photos)

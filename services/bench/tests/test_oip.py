@@ -178,6 +178,15 @@ MALFORMED = {
     "NaN": (an_answer([[1, 2, 3, float("nan")]], [0.5], [1]), "finite"),
     "detector": (an_answer([[1, 2, 3, 4]], [0.5], [1], model=("INT32", [1], [1])), "not one of 1 detectors"),
     "strings": (an_answer([[1, 2, 3, 4]], [0.5], [1], labels=("BYTES", [1], ["cat"])), "truncated"),
+    "a word for a label": (an_answer([[1, 2, 3, 4]], [0.5], ["cat"]), "no number of its kind"),
+    "a word for a score": (an_answer([[1, 2, 3, 4]], ["x"], [1]), "a score is no number"),
+    "no label": (an_answer([[1, 2, 3, 4]], [0.5], [None]), "no number of its kind"),
+    "an infinite label": (an_answer([[1, 2, 3, 4]], [0.5], [float("inf")]), "no number of its kind"),
+    "half a detector": (an_answer([[1, 2, 3, 4]], [0.5], [1], model=("INT32", [1], [0.5])), "not one of 1 detectors"),
+    "less than none": (an_answer([[1, 2, 3, 4]], [0.5], [1], model=("INT32", [1], [-1])), "not one of 1 detectors"),
+    "no data": (b'{"outputs": [{"name": "boxes", "datatype": "FP32", "shape": [1, 4]}]}', "truncated"),
+    "a list of parameters": (b'{"outputs": [], "parameters": [1]}', "truncated"),
+    "no milliseconds": (b'{"outputs": [], "parameters": {"queue_ms": "x"}}', "truncated"),
 }
 
 
@@ -186,6 +195,17 @@ def test_malformed_answers_are_told_apart_without_values(case: str):
     content, reason = MALFORMED[case]
     with pytest.raises(ValueError, match=reason):
         Oip(models=(MODEL,)).inference(content, IMAGE.getvalue())
+
+
+def test_data_may_be_nested_and_padded():
+    names = OutputTensors(count="count")
+    nested = {"boxes": ("FP32", [1, 2, 4], [[[1, 2, 3, 4], [0, 0, 0, 0]]]), "count": ("INT32", [1, 1], [[1]])}
+    content = an_answer([[1, 2, 3, 4]] * 2, [0.5, 0.0], [1.0, 0.0], **nested)
+    (found,) = Oip(models=(MODEL,), tensors=Tensors(outputs=(names,))).inference(content, b"").detections
+    assert (found.boxes, found.scores, found.labels) == ([(1, 2, 3, 4)], [0.5], [1])
+    nothing = an_answer([], [], [], count=("INT32", [1], [0]))
+    (found,) = Oip(models=(MODEL,), tensors=Tensors(outputs=(names,))).inference(nothing, b"").detections
+    assert found.boxes == []
 
 
 def test_models_are_told_apart_by_their_number_and_keep_their_order():

@@ -232,8 +232,8 @@ def malformed(random: random.Random) -> tuple[dict[str, str], bytes]:
     element = struct.pack("<I", len(data)) + data
     image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(element)}}
     request: dict = {"inputs": [image]}
-    number = random.choice([-1, 0, 1, 2, 7, 2**31, 2**63, 2**64, 10**400, 1.5, "1", None, True, [1], {}])
-    lie = random.choice([len(element) + 1, len(element) - 1, 0, 2**40, -5, "9", 1.5, None, [], True])
+    number = random.choice([-1, 0, 1, 2, 7, 2**31, 2**63, 2**64, 10**400, -(10**4000), 1.5, "1", None, True, [1], {}])
+    lie = random.choice([len(element) + 1, len(element) - 1, 0, 2**40, 10**4000, -5, "9", 1.5, None, [], True])
     length: object = None
     kind = random.randrange(16)
     if kind == 0:
@@ -270,7 +270,7 @@ def malformed(random: random.Random) -> tuple[dict[str, str], bytes]:
         )
     elif kind == 9:
         request["parameters"] = random.choice(
-            [{"timeout": -1}, {"timeout": "soon"}, {"binary_data_output": "yes"}, 7, []]
+            [{"timeout": -1}, {"timeout": 10**400}, {"timeout": "soon"}, {"binary_data_output": "yes"}, 7, []]
         )
     elif kind == 10:
         image |= {"data": ["AAAA"]}
@@ -300,6 +300,8 @@ def malformed(random: random.Random) -> tuple[dict[str, str], bytes]:
                 b"7",
                 b'"x"',
                 b"NaN",
+                b'{"inputs": 1' + b"0" * 5000 + b"}",
+                b'{"inputs": 1' + b"0" * 5000 + b"}",
             ]
         )
         element = b""

@@ -6,17 +6,17 @@ are told it as JSON.
 
 import base64
 import io
+import itertools
+import math
 import struct
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json, to_json
@@ -48,7 +48,7 @@ class Native(_Strict):
     """detserver's own."""
 
     kind: Literal["native"] = "native"
-    health: str = "/health"
+    health: ClassVar[str] = "/health"
 
     def message(self, implementation: str, model_set: str, image: bytes, content_type: str) -> Message:
         """The request for the detections in one encoded image."""
@@ -107,7 +107,7 @@ class Oip(_Strict):
     """
 
     kind: Literal["oip"] = "oip"
-    health: str = "/v2/health/live"
+    health: ClassVar[str] = "/v2/health/live"
     tensors: Tensors = Tensors()
     models: tuple[str, ...]
 
@@ -155,35 +155,35 @@ class Oip(_Strict):
         """
         try:
             answer = from_json(content, allow_inf_nan=True)
-            found = {each["name"]: _array(each) for each in answer["outputs"]}
-        except (ValueError, KeyError, TypeError) as error:
+            found = {each["name"]: _flat(each) for each in answer["outputs"]}
+            said = answer.get("parameters") or {}
+            timings = {name.removesuffix("_ms"): float(ms) for name, ms in said.items() if name.endswith("_ms")}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError("malformed answer: truncated, or not of the Open Inference Protocol") from error
-        said = answer.get("parameters") or {}
-        timings = {name.removesuffix("_ms"): ms for name, ms in said.items() if name.endswith("_ms")}
         return Inference(
             implementation=str(answer.get("model_name", "")),
             model_set=str(said.get("model_set", "")),
             total_inference_time_ms=timings.get("forward", 0.0) + timings.get("postprocess", 0.0),
             timings_ms=timings,
             batch_size=said.get("batch_size", 1),
-            detections=list(self._detections(found, image)),
+            detections=self._detections(found, image),
         )
 
-    def _detections(self, found: dict[str, NDArray[Any]], image: bytes) -> list[ModelDetections]:
+    def _detections(self, found: Mapping[str, list[Any]], image: bytes) -> list[ModelDetections]:
         outputs = self.tensors.outputs
         if outputs[0].model is None:
-            return [
-                _found(name, *_rows(found, each, image)[:3]) for name, each in zip(self.models, outputs, strict=True)
-            ]
-        boxes, scores, labels, number = _rows(found, outputs[0], image)
-        assert number is not None
-        if number.size and not (number.min() >= 0 and number.max() < len(self.models)):
-            raise ValueError(f"malformed answer: {outputs[0].model}: not one of {len(self.models)} detectors")
-        return [
-            _found(name, boxes[mine], scores[mine], labels[mine])
-            for place, name in enumerate(self.models)
-            for mine in [number == place]
-        ]
+            return [_sorted(name, _rows(found, each, image)) for name, each in zip(self.models, outputs, strict=True)]
+        (together,) = outputs
+        rows_of: list[list[_Row]] = [[] for _ in self.models]
+        try:
+            for row in _rows(found, together, image):
+                if row.model < 0:
+                    raise IndexError
+                rows_of[row.model].append(row)
+        except (IndexError, TypeError) as error:
+            count = len(self.models)
+            raise ValueError(f"malformed answer: {together.model}: not one of {count} detectors") from error
+        return [_sorted(name, rows) for name, rows in zip(self.models, rows_of, strict=True)]
 
 
 Protocol = Annotated[Native | Oip, Field(discriminator="kind")]
@@ -205,50 +205,69 @@ def read_tensors(path: Path) -> Tensors:
         raise DetbenchError(f"{path}: {error}") from error
 
 
-def _array(tensor: dict[str, Any]) -> NDArray[Any]:
-    """A tensor whose data are in the JSON.
+class _Row(NamedTuple):
+    score: float
+    box: tuple[float, ...]
+    label: int
+    model: int
+
+
+def _flat(tensor: dict[str, Any]) -> list[Any]:
+    """The values of a tensor whose data are in the JSON, flat or nested as its shape.
 
     Raises:
-        ValueError: they are not, or not as many as its shape says.
+        ValueError, LookupError, TypeError: they are not, are no numbers, or not as many as its shape says.
     """
     if tensor["datatype"] not in _DATATYPES:
         raise ValueError(tensor["datatype"])
-    kind = np.int64 if tensor["datatype"].startswith(("INT", "UINT")) else np.float64
-    return np.asarray(tensor["data"], kind).reshape(tensor["shape"])
+    data = tensor["data"]
+    while data and isinstance(data[0], list):
+        data = list(itertools.chain.from_iterable(data))
+    if len(data) != math.prod(tensor["shape"]):
+        raise ValueError("another shape")
+    return data  # type: ignore[no-any-return]
 
 
-def _rows(
-    found: dict[str, NDArray[Any]], names: OutputTensors, image: bytes
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-    """Boxes as the reference has them, of shape (N, 4), and scores, labels and numbers of the detectors, (N,)."""
+# Without numpy: for the few rows of an answer it takes longer, on cores that a server on this machine needs.
+def _rows(found: Mapping[str, list[Any]], names: OutputTensors, image: bytes) -> list[_Row]:
+    """The detections in the tensors `names`, with boxes as the reference has them.
+
+    Raises:
+        ValueError: a tensor is missing, or they are of different length, or hold what is no number.
+    """
     wanted = [names.boxes, names.scores, names.labels, names.model, names.count]
     if missing := [name for name in wanted if name is not None and name not in found]:
         raise ValueError(f"malformed answer: no tensor {', '.join(missing)}")
-    boxes = found[names.boxes].reshape(-1, 4)
-    scores, labels = found[names.scores].reshape(-1), found[names.labels].reshape(-1)
-    number = None if names.model is None else found[names.model].reshape(-1)
-    lengths = {len(each) for each in (boxes, scores, labels, number) if each is not None}
-    if len(lengths) > 1:
+    numbers, scores, labels = (found[name] for name in (names.boxes, names.scores, names.labels))
+    models = [0] * len(scores) if names.model is None else found[names.model]
+    if len({len(numbers) / 4, len(scores), len(labels), len(models)}) > 1:
         raise ValueError(f"malformed answer: {names.boxes}, {names.scores} and {names.labels} differ in length")
-    rows = slice(None if names.count is None else int(found[names.count].reshape(-1)[0]))
-    boxes = _corners(boxes[rows], names.order)
-    if names.relative:
-        boxes = boxes * np.tile(_size(image), 2)
-    return boxes, scores[rows], labels[rows] + (1 - names.first_label), None if number is None else number[rows]
+    boxes: Iterable[tuple[float, ...]] = zip(*[iter(numbers)] * 4, strict=True)
+    try:
+        if names.order != "xyxy" or names.relative:
+            width, height = _size(image) if names.relative else (1, 1)
+            corners = _CORNERS[names.order]
+            boxes = [
+                (left * width, top * height, right * width, bottom * height)
+                for left, top, right, bottom in (corners(*box) for box in boxes)
+            ]
+        shift = 1 - names.first_label
+        rows = [
+            _Row(score, box, int(label) + shift, model)
+            for score, box, label, model in zip(scores, boxes, labels, models, strict=True)
+        ]
+        return rows if names.count is None else rows[: max(0, int(found[names.count][0]))]
+    except (TypeError, ValueError, OverflowError, LookupError) as error:
+        raise ValueError("malformed answer: a tensor holds what is no number of its kind") from error
 
 
-def _corners(boxes: NDArray[Any], order: BoxOrder) -> NDArray[Any]:
-    """Boxes as x1, y1, x2, y2."""
-    first, second, third, fourth = boxes.T
-    match order:
-        case "xyxy":
-            return boxes
-        case "yxyx":
-            return np.stack((second, first, fourth, third), 1)
-        case "xywh":
-            return np.stack((first, second, first + third, second + fourth), 1)
-        case "cxcywh":
-            return np.stack((first - third / 2, second - fourth / 2, first + third / 2, second + fourth / 2), 1)
+_CORNERS: Mapping[BoxOrder, Callable[[float, float, float, float], tuple[float, float, float, float]]] = {
+    "xyxy": lambda left, top, right, bottom: (left, top, right, bottom),
+    "yxyx": lambda top, left, bottom, right: (left, top, right, bottom),
+    "xywh": lambda left, top, width, height: (left, top, left + width, top + height),
+    "cxcywh": lambda x, y, width, height: (x - width / 2, y - height / 2, x + width / 2, y + height / 2),
+}
+"""To x1, y1, x2, y2."""
 
 
 @lru_cache(maxsize=1000)
@@ -260,12 +279,15 @@ def _size(image: bytes) -> tuple[int, int]:
         return (height, width) if sideways else (width, height)
 
 
-def _found(name: str, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> ModelDetections:
-    """What one detector found, by descending score."""
-    best_first = np.argsort(-scores, kind="stable")
+def _sorted(name: str, rows: list[_Row]) -> ModelDetections:
+    """What one detector found, by descending score; rows of one score keep their order."""
+    try:
+        rows = sorted(rows, key=lambda row: -row.score)
+    except TypeError as error:
+        raise ValueError("malformed answer: a score is no number") from error
     return ModelDetections(
         model_name=name,
-        boxes=boxes[best_first].tolist(),
-        scores=scores[best_first].tolist(),
-        labels=[int(label) for label in labels[best_first]],
+        boxes=[row.box for row in rows],  # type: ignore[misc] # of four, by construction
+        scores=[row.score for row in rows],
+        labels=[row.label for row in rows],
     )

@@ -30,6 +30,7 @@ from detserver.http.listing import (
     model_set_info,
     runnable_sets,
 )
+from detserver.http.oip.models import key_of
 from detserver.http.oip.statistics import Statistics
 from detserver.http.plain import Plain
 from detserver.http.stages import Stages
@@ -132,8 +133,7 @@ class Server:
         """Load what is to be loaded before the server is ready; a failure is kept for `ready` and logged."""
         try:
             for entry in self.settings.preload:
-                name, _, set_name = entry.partition("@")
-                await self.load(name, set_name or self.settings.default_model_set)
+                await self.load(*key_of(entry))
             self._status = "ok"
             self._decoders.submit(self._prepare_once)
             log.info("ready on %s (%s)", self.machine.device, self.machine.device_name)

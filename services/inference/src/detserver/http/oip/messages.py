@@ -22,6 +22,11 @@ from detserver.http.oip.tensors import IMAGE, OUTPUTS, Tensor
 _MOST_VALUES = 10_000
 _SEPARATORS = (b",", b"[", b"{")
 
+# Of bytes, and of elements: numbers beyond are told to be wrong without being printed.
+_FAR_TOO_MANY = 1 << 64
+
+_LONGEST_US = 86_400_000_000  # a day
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -30,15 +35,15 @@ class _Parameters(BaseModel):
 
     binary_data: StrictBool | None = None
     binary_data_output: StrictBool = False
-    binary_data_size: Annotated[StrictInt, Field(ge=0)] | None = None
+    binary_data_size: Annotated[StrictInt, Field(ge=0, lt=_FAR_TOO_MANY)] | None = None
     classification: StrictInt | None = None
     shared_memory_region: StrictStr | None = None
-    timeout: Annotated[StrictInt, Field(ge=0)] = 0  # microseconds; 0 is none
+    timeout: Annotated[StrictInt, Field(ge=0, le=_LONGEST_US)] = 0  # microseconds; 0 is none
 
 
 class _Input(BaseModel):
     name: StrictStr
-    shape: list[StrictInt]
+    shape: list[Annotated[StrictInt, Field(gt=-_FAR_TOO_MANY, lt=_FAR_TOO_MANY)]]
     datatype: StrictStr
     parameters: _Parameters = _Parameters()
     data: Any = None
@@ -96,14 +101,15 @@ def encoded(answer: Answer, wanted: Sequence[tuple[Tensor, bool]]) -> tuple[list
         wanted: the tensors, with whether they are to be binary.
     """
     described, binary = [], []
+    count = sum(len(found.scores) for found in answer.outputs)
     for tensor, in_binary in wanted:
-        values = tensor.values(answer.outputs)
-        head: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": values.shape}
+        shape = (count, *tensor.shape[1:])
+        head: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
         if in_binary:
-            binary.append(values.tobytes())
-            head["parameters"] = {"binary_data_size": values.nbytes}
+            binary.append(tensor.values(answer.outputs).tobytes())
+            head["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
-            head["data"] = values.ravel().tolist()
+            head["data"] = tensor.flat(answer.outputs)
         described.append(to_json(head))
     return described, binary
 
