@@ -62,6 +62,25 @@ def test_a_server_that_is_not_ours_is_measured_and_compared(detbench, reference:
     assert sweep.problems == []
 
 
+def test_a_run_that_was_broken_off_goes_on(detbench, reference: None, tensors: Path, capsys):
+    with SmallOipServer([BOX]) as server:
+        assert not detbench(
+            *("run", "--protocol", "oip", "--host", server.url, "--implementations", "finder", "--tensors", tensors),
+            *("--users", "1", "2", "--duration", "1", "--max-images", "2", "--compare-outputs"),
+        )
+        (path,) = Path("outputs").glob("*/results.json")
+        whole = Sweep.model_validate_json(path.read_bytes())
+        path.write_text(whole.model_copy(update={"runs": whole.runs[:1], "ended": None}).model_dump_json())
+        capsys.readouterr()
+        assert detbench("run", "--resume", path.parent) == 0
+    again = results()
+    assert again.runs[0] == whole.runs[0]
+    assert [str(run.offered) for run in again.runs] == ["1 user", "2 users"]
+    assert again.runs[1].load is not None
+    assert again.runs[1].load.answered > 10
+    assert "finder, 1 user:" not in capsys.readouterr().out
+
+
 def test_wrong_answers_are_found(detbench, reference: None, tensors: Path, capsys):
     moved = [BOX[0] + 1, *BOX[1:]]
     with SmallOipServer([moved], statistics=False) as server:

@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,14 @@ def export(
 
 
 def _write(folder: Path, spec: ModelSpec, weights: WeightsStore, batching: tuple[int, int, int]) -> Path:
-    version = folder / "1"
-    version.mkdir(parents=True)
     source = onnxruntime_network.file(spec, weights)
-    shutil.copy(source, version / "model.onnx")
-    (folder / "config.pbtxt").write_text(_config(spec, _tensors(source), *batching))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:  # so that it is whole, or not there
+        new = Path(temporary) / "model"
+        (new / "1").mkdir(parents=True)
+        shutil.copy(source, new / "1" / "model.onnx")
+        (new / "config.pbtxt").write_text(_config(spec, _tensors(source), *batching))
+        new.rename(folder)
     return folder
 
 

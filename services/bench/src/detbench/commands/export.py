@@ -74,7 +74,7 @@ def execute(options: argparse.Namespace) -> int:
         *("--max-batch-size", str(options.max_batch_size), "--queue-delay-us", str(options.queue_delay_us)),
         *("--instances", str(options.instances)),
     ]
-    with console.status(f"exporting {options.model_set}; the first time takes about half a minute for each detector"):
+    with console.status(f"exporting {options.model_set}; the first time takes about ten seconds for each detector"):
         ended = subprocess.run(
             command,
             env=os.environ | {"DETSERVER_DATA_DIR": str(options.data_dir)},
