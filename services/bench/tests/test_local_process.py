@@ -56,6 +56,24 @@ def test_a_servers_children_count_and_its_peak_stays(server):
     assert found.memory().resident_peak_mb == pytest.approx(after.resident_mb, abs=5)
 
 
+def test_what_started_a_server_counts_unless_it_is_this_process():
+    starter = f"import subprocess, sys; held = b'x' * 90_000_000; subprocess.run([sys.executable, '-c', {SERVER!r}])"
+    for apart, least, most in ((True, 150, 400), (False, 60, 150)):
+        with subprocess.Popen(
+            [sys.executable, "-c", starter],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=apart,
+        ) as process:
+            assert process.stdout is not None
+            memory = LocalProcess(f"http://127.0.0.1:{process.stdout.readline().strip()}").memory()
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.terminate()
+        assert memory.resident_mb is not None
+        assert least < memory.resident_mb < most
+
+
 @pytest.mark.parametrize("host", ["http://127.0.0.1:1", "http://192.0.2.1:8000", "http://no.such.host.invalid"])
 def test_a_server_that_is_not_here_has_no_memory(host: str):
     found = LocalProcess(host)

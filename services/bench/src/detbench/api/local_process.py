@@ -1,6 +1,7 @@
 """Memory of a server that tells none, by the process that listens on its port, where that is on this machine."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,10 @@ from detbench.api.schemas import VramStatus
 
 
 class LocalProcess:
-    """The process that listens on the port of `host`, a base URL, and its children.
+    """The process that listens on the port of `host`, a base URL, its children, and the others of its process group.
+
+    In that group is what started it, where it is the smaller part of a server: pytriton, for example, starts Triton and
+    holds the models itself. A group that this process is in, too, is a script's, and does not count.
 
     Attributes:
         found: whether there is one on this machine that this user may look at.
@@ -39,9 +43,7 @@ class LocalProcess:
         """Bytes of resident and of GPU memory now; None for what is not known."""
         if self._process is None:
             return None, None
-        processes = [self._process]
-        with suppress(psutil.Error):
-            processes += self._process.children(recursive=True)
+        processes = self._all_processes(self._process)
         resident = 0
         for process in processes:
             with suppress(psutil.Error):
@@ -50,6 +52,17 @@ class LocalProcess:
         self._resident_peak = max(self._resident_peak, resident)
         self._gpu_peak = max(self._gpu_peak, gpu or 0)
         return resident or None, gpu
+
+    @staticmethod
+    def _all_processes(listening: psutil.Process) -> set[psutil.Process]:
+        found = {listening}
+        with suppress(psutil.Error):
+            found.update(listening.children(recursive=True))
+        with suppress(ProcessLookupError, PermissionError):
+            group = os.getpgid(listening.pid)
+            if group != os.getpgrp():
+                found.update(each for each in psutil.process_iter() if _group(each.pid) == group)
+        return found
 
     def reset_peaks(self) -> None:
         """Let the peaks begin anew."""
@@ -70,6 +83,12 @@ def _listening(host: str) -> psutil.Process | None:
         }
         if pids:  # workers share their parent's socket
             return psutil.Process(min(pids))
+    return None
+
+
+def _group(pid: int) -> int | None:
+    with suppress(ProcessLookupError, PermissionError):
+        return os.getpgid(pid)
     return None
 
 

@@ -71,7 +71,7 @@ class OipClient(ServerClient):
 
     def ready(self) -> None:
         """Return when the server says that it is ready; raise `ServerError` when not."""
-        self._call("GET", "/v2/health/ready")
+        self._content("GET", "/v2/health/ready")  # Triton says yes without a word
 
     def implementations(self) -> list[ImplementationStatus]:
         """The models that were named, or all that are ready.

@@ -20,7 +20,9 @@ def with_stages(load: Load, before: Statistics | None, after: Statistics | None)
     inferences, batches = grown.pop("batches")
     return load.model_copy(
         update={
-            "stages_ms": {stage: nanoseconds / count / 1e6 for stage, (count, nanoseconds) in grown.items() if count},
-            "batch_size_mean": inferences / batches if batches else None,
+            "stages_ms": {
+                stage: nanoseconds / count / 1e6 for stage, (count, nanoseconds) in grown.items() if count > 0
+            },
+            "batch_size_mean": inferences / batches if batches > 0 else None,
         }
     )
