@@ -57,7 +57,7 @@ def message(asked: Asked, photo: Photo) -> Message:
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"
     )
-    form = head.encode() + sent.content + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    form = (head.encode(), *sent.content, f"\r\n--{_BOUNDARY}--\r\n".encode())
     return Message(sent.path, f"multipart/form-data; boundary={_BOUNDARY}", form)
 
 

@@ -91,7 +91,7 @@ def get(connection: Connection, path: str) -> Answer:
 
 def post(connection: Connection, path: str, content: bytes) -> Answer:
     """The answer to a POST of an image."""
-    return connection.send(connection.post_message(Message(path, "image/png", content)))
+    return connection.send(connection.post_message(Message(path, "image/png", (content,))))
 
 
 def test_requests_go_over_one_connection():

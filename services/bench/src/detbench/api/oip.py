@@ -146,7 +146,7 @@ class OipClient(ServerClient):
         content = self._content(
             "POST",
             message.path,
-            content=message.content,
+            content=b"".join(message.content),
             headers={"Content-Type": message.content_type, **message.headers},
         )
         try:

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
-from detbench.api.schemas import Inference, ModelDetections
+from detbench.api.schemas import Inference
 from detbench.errors import DetbenchError
 
 BoxOrder = Literal["xyxy", "yxyx", "xywh", "cxcywh"]
@@ -32,11 +32,14 @@ _DATATYPES = {"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8"
 
 @dataclass(frozen=True)
 class Message:
-    """A request to `POST` on `path`, which begins with a slash: its body, what that is, and further headers."""
+    """A request to `POST` on `path`, which begins with a slash: what its body is, that in pieces, and further headers.
+
+    Pieces, because a copy of a photo takes time that the server on this machine needs.
+    """
 
     path: str
     content_type: str
-    content: bytes
+    content: tuple[bytes, ...]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +55,8 @@ class Native(_Strict):
 
     def message(self, implementation: str, model_set: str, image: bytes, content_type: str) -> Message:
         """The request for the detections in one encoded image."""
-        return Message(path=f"/infer/{implementation}?model_set={model_set}", content_type=content_type, content=image)
+        path = f"/infer/{implementation}?model_set={model_set}"
+        return Message(path=path, content_type=content_type, content=(image,))
 
     def inference(self, content: bytes, image: bytes) -> Inference:  # noqa: ARG002
         """What an answer to the request for `image` says.
@@ -136,14 +140,14 @@ class Oip(_Strict):
             picture["data"] = [base64.b64encode(image).decode()]
             outputs = [{"name": name} for name in names]
             content = to_json({"inputs": [picture], "outputs": outputs})
-            return Message(path=path, content_type="application/json", content=content)
-        element = struct.pack("<I", len(image)) + image
-        picture["parameters"] = {"binary_data_size": len(element)}
+            return Message(path=path, content_type="application/json", content=(content,))
+        length = struct.pack("<I", len(image))
+        picture["parameters"] = {"binary_data_size": len(length) + len(image)}
         head = to_json({"inputs": [picture], "outputs": outputs})
         return Message(
             path=path,
             content_type=_BINARY,
-            content=head + element,
+            content=(head, length, image),
             headers={"Inference-Header-Content-Length": str(len(head))},
         )
 
@@ -160,16 +164,18 @@ class Oip(_Strict):
             timings = {name.removesuffix("_ms"): float(ms) for name, ms in said.items() if name.endswith("_ms")}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError("malformed answer: truncated, or not of the Open Inference Protocol") from error
-        return Inference(
-            implementation=str(answer.get("model_name", "")),
-            model_set=str(said.get("model_set", "")),
-            total_inference_time_ms=timings.get("forward", 0.0) + timings.get("postprocess", 0.0),
-            timings_ms=timings,
-            batch_size=said.get("batch_size", 1),
-            detections=self._detections(found, image),
+        return Inference.model_validate(
+            {
+                "implementation": str(answer.get("model_name", "")),
+                "model_set": str(said.get("model_set", "")),
+                "total_inference_time_ms": timings.get("forward", 0.0) + timings.get("postprocess", 0.0),
+                "timings_ms": timings,
+                "batch_size": said.get("batch_size", 1),
+                "detections": self._detections(found, image),
+            }
         )
 
-    def _detections(self, found: Mapping[str, list[Any]], image: bytes) -> list[ModelDetections]:
+    def _detections(self, found: Mapping[str, list[Any]], image: bytes) -> list[dict[str, Any]]:
         outputs = self.tensors.outputs
         if outputs[0].model is None:
             return [_sorted(name, _rows(found, each, image)) for name, each in zip(self.models, outputs, strict=True)]
@@ -279,15 +285,15 @@ def _size(image: bytes) -> tuple[int, int]:
         return (height, width) if sideways else (width, height)
 
 
-def _sorted(name: str, rows: list[_Row]) -> ModelDetections:
-    """What one detector found, by descending score; rows of one score keep their order."""
+def _sorted(name: str, rows: list[_Row]) -> dict[str, Any]:
+    """The `ModelDetections` of one detector, by descending score; rows of one score keep their order."""
     try:
         rows = sorted(rows, key=lambda row: -row.score)
     except TypeError as error:
         raise ValueError("malformed answer: a score is no number") from error
-    return ModelDetections(
-        model_name=name,
-        boxes=[row.box for row in rows],  # type: ignore[misc] # of four, by construction
-        scores=[row.score for row in rows],
-        labels=[row.label for row in rows],
-    )
+    return {
+        "model_name": name,
+        "boxes": [row.box for row in rows],
+        "scores": [row.score for row in rows],
+        "labels": [row.label for row in rows],
+    }

@@ -102,11 +102,11 @@ class Connection:
         further = "".join(f"{name}: {value}\r\n" for name, value in message.headers.items())
         head = (
             f"POST {self._prefix}{message.path} HTTP/1.1\r\n{self._headers}{further}"
-            f"Content-Type: {message.content_type}\r\nContent-Length: {len(message.content)}\r\n"
+            f"Content-Type: {message.content_type}\r\nContent-Length: {sum(map(len, message.content))}\r\n"
             # Nothing is refused for the time that it would take: how long an overloaded server takes is to be seen.
             f"X-Deadline-Ms: {1e3 * _ANSWER_TIMEOUT_S:.0f}\r\n\r\n"
         )
-        return head.encode() + message.content
+        return b"".join((head.encode(), *message.content))
 
     def send(self, message: bytes) -> Answer:
         """Send a request, and wait for its answer."""

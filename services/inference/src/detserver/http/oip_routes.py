@@ -35,15 +35,15 @@ def router(server: Server) -> APIRouter:
     """The routes of `server`."""
     routes = APIRouter(prefix=PREFIX, include_in_schema=False)  # the protocol has a description of its own
 
-    def key(model: str, version: str = "1") -> Key:
-        check_version(version)
+    def key(model: str, request: Request) -> Key:
+        check_version(request)
         return server.key(*key_of(model))
 
     # First: routes are tried in this order, at some microseconds each.
     @routes.post("/models/{model}/infer")
     @routes.post("/models/{model}/versions/{version}/infer")
-    async def infer(model: str, request: Request, version: str = "1", x_deadline_ms: DeadlineMs = None) -> Response:
-        check_version(version)
+    async def infer(model: str, request: Request, x_deadline_ms: DeadlineMs = None) -> Response:
+        check_version(request)
         return await server.infer(Inference(model), request, x_deadline_ms)
 
     @routes.get("")
@@ -64,28 +64,28 @@ def router(server: Server) -> APIRouter:
 
     @routes.get("/models/{model}")
     @routes.get("/models/{model}/versions/{version}")
-    async def about_model(model: str, version: str = "1") -> Response:
-        key(model, version)
+    async def about_model(model: str, request: Request) -> Response:
+        key(model, request)
         return JSONResponse(metadata(model))
 
     @routes.get("/models/{model}/ready")
     @routes.get("/models/{model}/versions/{version}/ready")
-    async def model_ready(model: str, version: str = "1") -> Response:
-        loaded = key(model, version) in server.engine.loaded
+    async def model_ready(model: str, request: Request) -> Response:
+        loaded = key(model, request) in server.engine.loaded
         return _readiness({"name": model, "ready": loaded and server.not_ready() is None})
 
     @routes.get("/models/{model}/config")
     @routes.get("/models/{model}/versions/{version}/config")
-    async def configuration(model: str, version: str = "1") -> Response:
-        asked = key(model, version)
+    async def configuration(model: str, request: Request) -> Response:
+        asked = key(model, request)
         model_set = server.zoo.model_set(asked[1])
         batch_size = server.engine.batch_size(server.registry.get(asked[0]))
         return JSONResponse(config(model, model_set, server.device.type == "cuda", batch_size))
 
     @routes.get("/models/{model}/stats")
     @routes.get("/models/{model}/versions/{version}/stats")
-    async def statistics(model: str, version: str = "1") -> Response:
-        return JSONResponse({"model_stats": [_statistics(server, key(model, version))]})
+    async def statistics(model: str, request: Request) -> Response:
+        return JSONResponse({"model_stats": [_statistics(server, key(model, request))]})
 
     @routes.post("/repository/index")
     async def index(request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -24,15 +24,18 @@ UNNAMED_TYPE = "application/octet-stream"
 """What clients call bytes whose kind they do not know; the decoder looks at them anyway."""
 
 
+_Read = TypeVar("_Read")
+
+
 async def read_image(request: Request, max_bytes: int, limit_s: float, hold: Callable[[int], None]) -> bytes:
     """The bytes of the uploaded image.
 
     Args:
         max_bytes: limit for the body; a form may be a little longer than the image in it.
-        limit_s, hold: see `read_body`.
+        limit_s, hold: see `read_pieces`.
 
     Raises:
-        EmptyBody, MalformedForm, MissingField, UnsupportedMediaType: see there; or what `read_body` raises.
+        EmptyBody, MalformedForm, MissingField, UnsupportedMediaType: see there; or what `read_pieces` raises.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -49,7 +52,12 @@ async def read_image(request: Request, max_bytes: int, limit_s: float, hold: Cal
 
 
 async def read_body(request: Request, max_bytes: int, limit_s: float, hold: Callable[[int], None]) -> bytes:
-    """The whole body of a request.
+    """The whole body of a request; see `read_pieces`."""
+    return b"".join(await read_pieces(request, max_bytes, limit_s, hold))
+
+
+async def read_pieces(request: Request, max_bytes: int, limit_s: float, hold: Callable[[int], None]) -> list[bytes]:
+    """The whole body of a request, in the pieces that arrived.
 
     Args:
         max_bytes: limit for the body.
@@ -60,13 +68,13 @@ async def read_body(request: Request, max_bytes: int, limit_s: float, hold: Call
         BodyTooLarge, BodyTimeout, ClientGone, UnsupportedMediaType: see there.
     """
 
-    async def joined() -> bytes:
-        return b"".join([piece async for piece in _pieces(request, max_bytes, hold)])
+    async def listed() -> list[bytes]:
+        return [piece async for piece in _pieces(request, max_bytes, hold)]
 
-    return await _arriving(joined(), limit_s)
+    return await _arriving(listed(), limit_s)
 
 
-async def _arriving(reading: Coroutine[Any, Any, bytes], limit_s: float) -> bytes:
+async def _arriving(reading: Coroutine[Any, Any, _Read], limit_s: float) -> _Read:
     try:
         async with asyncio.timeout(limit_s):
             return await reading

@@ -12,7 +12,7 @@ from detserver.http.exchange import Exchange
 from detserver.http.oip.messages import InferRequest, encoded
 from detserver.http.oip.models import VERSION, key_of
 from detserver.http.stages import Stages
-from detserver.http.upload import read_body
+from detserver.http.upload import read_pieces
 
 _JSON_BYTES = "inference-header-content-length"
 
@@ -28,12 +28,12 @@ class Inference(Exchange):
         """The encoded image in the tensor `image`.
 
         Raises:
-            BadInferRequest: see `InferRequest`; or what `read_body` raises.
+            BadInferRequest: see `InferRequest`; or what `read_pieces` raises.
         """
         said = request.headers.get(_JSON_BYTES)
         if said is not None and not (said.isascii() and said.isdecimal() and len(said) < 20):
             raise BadInferRequest("Inference-Header-Content-Length is no number of bytes")
-        body = await read_body(request, max_bytes, limit_s, hold)
+        body = await read_pieces(request, max_bytes, limit_s, hold)
         asked = self._asked = InferRequest(body, None if said is None else int(said))
         self.timeout_ms = None if asked.timeout_s is None else 1e3 * asked.timeout_s
         return asked.image
@@ -56,7 +56,7 @@ class Inference(Exchange):
                 **{f"{stage}_ms": milliseconds for stage, milliseconds in stages.milliseconds().items()},
             },
         }
-        text = to_json(head)[:-1] + b',"outputs":[' + b",".join(self._tensors) + b"]}"
+        text = to_json(head)[:-1] + b',"outputs":' + self._tensors + b"}"
         if not self._binary:
             return Response(text, media_type="application/json")
         content = b"".join((text, *self._binary))

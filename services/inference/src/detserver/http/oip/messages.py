@@ -5,7 +5,6 @@ The header `Inference-Header-Content-Length` tells how many bytes of a body are 
 
 import base64
 import binascii
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -29,6 +28,8 @@ _LONGEST_US = 86_400_000_000  # a day
 
 _LENGTH = struct.Struct("<I")
 
+Piece = bytes | memoryview
+
 
 class _Parameters(BaseModel):
     """Of the request, an input or an output; what is not here has no meaning to this server, and is passed over."""
@@ -45,18 +46,18 @@ class _Input(BaseModel):
     name: StrictStr
     shape: list[Annotated[StrictInt, Field(gt=-_FAR_TOO_MANY, lt=_FAR_TOO_MANY)]]
     datatype: StrictStr
-    parameters: _Parameters = _Parameters()
+    parameters: _Parameters = Field(default_factory=_Parameters)  # a default of its own would be copied
     data: Any = None
 
 
 class _Output(BaseModel):
     name: StrictStr
-    parameters: _Parameters = _Parameters()
+    parameters: _Parameters = Field(default_factory=_Parameters)
 
 
 class _Request(BaseModel):
     id: StrictStr = ""
-    parameters: _Parameters = _Parameters()
+    parameters: _Parameters = Field(default_factory=_Parameters)
     inputs: list[_Input]
     outputs: list[_Output] | None = None
 
@@ -65,7 +66,7 @@ class InferRequest:
     """What one inference request asks for.
 
     Args:
-        body: the whole body.
+        body: the whole body, in the pieces that arrived: the picture is copied once.
         json_bytes: the header `Inference-Header-Content-Length`; None where there is none, and 0 where all of the body
             is the picture.
 
@@ -79,23 +80,24 @@ class InferRequest:
         BadInferRequest: it does not follow the protocol, or is not what a model here takes.
     """
 
-    def __init__(self, body: bytes, json_bytes: int | None) -> None:
+    def __init__(self, body: Sequence[bytes], json_bytes: int | None) -> None:
+        size = sum(map(len, body))
         if json_bytes == 0:
-            self.id, self.image, self.timeout_s = "", body, None
+            self.id, self.image, self.timeout_s = "", b"".join(body), None
             self.outputs = [(tensor, True) for tensor in OUTPUTS]
             return
-        if json_bytes is not None and json_bytes > len(body):
-            raise BadInferRequest(f"Inference-Header-Content-Length is {json_bytes}, and the body {len(body)} bytes")
-        request = _parsed(body if json_bytes is None else body[:json_bytes])
+        if json_bytes is not None and json_bytes > size:
+            raise BadInferRequest(f"Inference-Header-Content-Length is {json_bytes}, and the body {size} bytes")
+        text, binary = _split(body, size if json_bytes is None else json_bytes)
+        request = _parsed(text)
         self.id = request.id
         self.timeout_s = 1e-6 * request.parameters.timeout or None
-        binary = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
         self.image = _image(request.inputs, binary)
         self.outputs = list(_wanted(request))
 
 
-def encoded(answer: Answer, wanted: Sequence[tuple[Tensor, bool]]) -> tuple[list[bytes], list[bytes]]:
-    """The tensors of an answer: as JSON, and what follows it in binary.
+def encoded(answer: Answer, wanted: Sequence[tuple[Tensor, bool]]) -> tuple[bytes, list[bytes]]:
+    """The tensors of an answer: the JSON of their list, and what follows it in binary.
 
     Args:
         wanted: the tensors, with whether they are to be binary.
@@ -110,8 +112,8 @@ def encoded(answer: Answer, wanted: Sequence[tuple[Tensor, bool]]) -> tuple[list
             head["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
             head["data"] = tensor.flat(answer.outputs)
-        described.append(to_json(head))
-    return described, binary
+        described.append(head)
+    return to_json(described), binary
 
 
 def _parsed(text: bytes) -> _Request:
@@ -125,7 +127,21 @@ def _parsed(text: bytes) -> _Request:
         raise BadInferRequest(f"{where or 'the JSON of the request'}: {first['msg']}") from error
 
 
-def _image(inputs: Sequence[_Input], binary: memoryview) -> bytes:
+def _split(pieces: Sequence[Piece], at: int) -> tuple[bytes, list[Piece]]:
+    """The first `at` bytes of what follows each other, and the rest, which is not copied."""
+    before: list[Piece] = []
+    after = list(pieces)
+    for piece in pieces:
+        if at < len(piece):
+            after[0] = memoryview(piece)[at:]
+            before.append(memoryview(piece)[:at])
+            break
+        at -= len(piece)
+        before.append(after.pop(0))
+    return b"".join(before), after
+
+
+def _image(inputs: Sequence[_Input], binary: Sequence[Piece]) -> bytes:
     """The picture in the one input; `binary` is what follows the JSON.
 
     Raises:
@@ -143,17 +159,15 @@ def _image(inputs: Sequence[_Input], binary: memoryview) -> bytes:
         raise BadInferRequest(f"input `{image.name}`: shape {image.shape[:8]}; it is [1], one picture a request")
     if image.parameters.shared_memory_region is not None:
         raise BadInferRequest(f"input `{image.name}`: this server has no shared memory; send it in the body")
-    size = image.parameters.binary_data_size
+    size, following = image.parameters.binary_data_size, sum(map(len, binary))
     if size is None:
-        if binary:
-            raise BadInferRequest(f"{len(binary)} bytes follow the JSON, and no input has a binary_data_size")
+        if following:
+            raise BadInferRequest(f"{following} bytes follow the JSON, and no input has a binary_data_size")
         return _of_json(image.data)
     if image.data is not None:
         raise BadInferRequest(f"input `{image.name}`: it has both data and a binary_data_size")
-    if size != len(binary):
-        raise BadInferRequest(
-            f"input `{image.name}`: binary_data_size is {size}, and {len(binary)} bytes follow the JSON"
-        )
+    if size != following:
+        raise BadInferRequest(f"input `{image.name}`: binary_data_size is {size}; {following} bytes follow the JSON")
     return _of_binary(binary)
 
 
@@ -169,15 +183,15 @@ def _of_json(data: object) -> bytes:
         raise BadInferRequest(f"input `{IMAGE.name}`: its data is no base64: {error}") from error
 
 
-def _of_binary(data: memoryview) -> bytes:
+def _of_binary(data: Sequence[Piece]) -> bytes:
     """The picture in the binary form of a BYTES tensor with one element: its length, and then itself."""
-    start = _LENGTH.size
-    said = _LENGTH.unpack_from(data)[0] if len(data) >= start else math.nan
-    if said != len(data) - start:
+    size = sum(map(len, data))
+    length, picture = _split(data, _LENGTH.size)
+    if len(length) < _LENGTH.size or _LENGTH.unpack(length)[0] != size - _LENGTH.size:
         raise BadInferRequest(
-            f"input `{IMAGE.name}`: {len(data)} bytes of binary data are not one element after its length in 4 bytes"
+            f"input `{IMAGE.name}`: {size} bytes of binary data are not one element after its length in 4 bytes"
         )
-    return bytes(data[start:])
+    return b"".join(picture)
 
 
 def _wanted(request: _Request) -> Iterator[tuple[Tensor, bool]]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from starlette.requests import Request
+
 from detserver.engine.work import Key
 from detserver.errors import UnknownModelVersion
 from detserver.http.oip.tensors import IMAGE, OUTPUTS
@@ -27,8 +29,9 @@ def model_name(key: Key, default_model_set: str) -> str:
     return implementation if model_set == default_model_set else f"{implementation}@{model_set}"
 
 
-def check_version(version: str) -> None:
-    """Raise `UnknownModelVersion` where a model has no such version."""
+def check_version(request: Request) -> None:
+    """Raise `UnknownModelVersion` where the path of a request names another version than there is."""
+    version = request.path_params.get("version", VERSION)
     if version != VERSION:
         raise UnknownModelVersion(f"no version {version[:20]!r}: every model has version {VERSION} alone")
 
