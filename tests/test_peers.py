@@ -1,11 +1,13 @@
 """Servers of others do the work that detserver does: what comes out is the same."""
 
 import importlib.util
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +44,25 @@ def test_an_answer_is_the_same_in_either_form(work):
     tensors = work.as_tensors(found)
     assert [tensors["model"].tolist(), tensors["boxes"].shape] == [[0, 1, 2], (3, 4)]
     assert [each["scores"] for each in work.as_json(found)["detections"]] == [[score] for score in tensors["scores"]]
+
+
+def test_a_server_runs_while_it_is_awake_and_not_after_it(monkeypatch: pytest.MonkeyPatch, work):
+    monkeypatch.syspath_prepend(str(PEERS))
+    monkeypatch.setitem(sys.modules, "work", work)
+    bench = importlib.import_module("bench")
+    child = "import sys; print(flush=True); sys.stdin.read()"
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", starter], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        server = psutil.Process(process.pid)
+        both = [server, *server.children()]
+        with bench.awake(server):
+            assert psutil.STATUS_STOPPED not in {each.status() for each in both}
+        assert [each.status() for each in both] == [psutil.STATUS_STOPPED] * 2
+        with bench.awake(server):
+            process.communicate()
+    bench.each_of(server, psutil.Process.resume)  # of what has ended: nothing
 
 
 def test_the_page_has_a_row_for_each_server_and_ratios_with_intervals(monkeypatch: pytest.MonkeyPatch, work):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,9 +55,9 @@ PHOTOS = 4
 
 GOOD_FOR = """\
 - **detserver**: several detectors on every image of one device. One process, so that nothing is loaded twice; requests
-  wait in one queue, and are refused at once where they would wait too long. It gives a request all cores, so that it
-  answers one client soonest. It serves nothing but EfficientDet, and where many ask a machine without a GPU at the same
-  time, several processes with a core each do more.
+  wait in one queue, and are refused at once where they would wait too long. It gives a request all cores, for networks
+  that use them. It serves nothing but EfficientDet, and where many ask a machine without a GPU at the same time,
+  several processes with a core each do more.
 - **LitServe**: a model of one's own in an afternoon. Processes for the cores, batches on request; each process holds
   the models again.
 - **BentoML**: the same with packaging and deployment around it. A connection stays with one worker, so that with few of
@@ -180,9 +180,7 @@ def running(peer: Peer, asked: Asked, logs: Path) -> Iterator[psutil.Process]:
             pass
         yield server
     finally:
-        for each in tree(server):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.resume()
+        each_of(server, psutil.Process.resume)  # what is stopped does not hear SIGTERM
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -198,20 +196,19 @@ def awake(server: psutil.Process) -> Iterator[None]:
     Idle servers take processor time, too, and more from one that keeps all cores busy than from one that leaves a core
     to them: `onnxruntime` in detserver took 254 ms with four others idle beside it, and 173 ms alone.
     """
-    for each in tree(server):
-        each.resume()
+    each_of(server, psutil.Process.resume)
     try:
         yield
     finally:
-        for each in tree(server):
-            each.suspend()
+        each_of(server, psutil.Process.suspend)
 
 
-def tree(server: psutil.Process) -> list[psutil.Process]:
-    """A process and all that it has started; none where it has ended."""
+def each_of(server: psutil.Process, do: Callable[[psutil.Process], None]) -> None:
+    """Call `do` with a process and with all that it has started; some may end meanwhile."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [server, *server.children(recursive=True)]
-    return []
+        for each in (server, *server.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                do(each)
 
 
 def wait_for_answer(peer: Peer, process: "subprocess.Popen[bytes]", asked: Asked, log: Path) -> None:

@@ -17,6 +17,9 @@ from PIL import Image
 from running_server import RunningServer
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from detserver.errors import BadInferRequest
+from detserver.http.oip.messages import InferRequest
+
 LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"boxes": "FP32", "scores": "FP32", "labels": "INT64", "model": "INT32"}
 
@@ -90,6 +93,23 @@ def test_detections_equal_those_of_infer(
     answer = client.infer("baseline", [picture(photo, binary_in)], outputs=outputs, request_id="seven")
     assert answer.get_response()["id"] == "seven"
     assert_same(answer, of_infer(server, "baseline", photo))
+
+
+@pytest.mark.parametrize("size", [1, 3, 40, 200, 10_000])
+def test_a_request_may_arrive_in_any_pieces(size: int):
+    image = bytes(range(256))
+    binary = triton.InferInput("image", [1], "BYTES")
+    binary.set_data_from_numpy(np.array([image], dtype=object))
+    body, json_bytes = triton.InferenceServerClient.generate_request_body([binary])
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    assert InferRequest(pieces, json_bytes).image == image
+    with pytest.raises(BadInferRequest):
+        InferRequest(pieces[:-1], json_bytes)
+
+
+def test_a_version_in_a_query_is_no_version(server: RunningServer):
+    assert httpx.get(f"{server.url}/v2/models/baseline?version=7").status_code == 200
+    assert httpx.get(f"{server.url}/v2/models/baseline/versions/7").status_code == 404
 
 
 def test_outputs_can_be_chosen_and_left_to_the_server(client, server: RunningServer, photo: bytes):

@@ -114,7 +114,9 @@ class DetectorUser(User):
             scheduled_s: when it was to be sent, on CLOCK_MONOTONIC; None: now.
         """
         self._metrics.started()
-        message = self._connection.post_message(workload.messages[image.name])
+        message = self._connection.post_message(
+            workload.protocol.message(workload.implementation, workload.model_set, image.data, image.content_type)
+        )
         if scheduled_s is not None:
             yield_until(scheduled_s)
         sent_s = time.monotonic()

@@ -3,14 +3,14 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from detbench.api.client import ServerClient
 from detbench.api.oip import OipClient
-from detbench.api.protocol import Message, Native, Oip, Protocol
+from detbench.api.protocol import Native, Oip, Protocol
 from detbench.api.schemas import Inference
 from detbench.datasets import fetch_or_open
 
@@ -36,12 +36,6 @@ class Workload:
     model_set: str
     model_names: tuple[str, ...]
     images: tuple[Image, ...]
-
-    @cached_property
-    def messages(self) -> dict[str, Message]:
-        """The request for each photo, by its name."""
-        asked = (self.implementation, self.model_set)
-        return {image.name: self.protocol.message(*asked, image.data, image.content_type) for image in self.images}
 
 
 def prepare_workload(

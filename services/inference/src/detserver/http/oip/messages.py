@@ -129,16 +129,12 @@ def _parsed(text: bytes) -> _Request:
 
 def _split(pieces: Sequence[Piece], at: int) -> tuple[bytes, list[Piece]]:
     """The first `at` bytes of what follows each other, and the rest, which is not copied."""
-    before: list[Piece] = []
-    after = list(pieces)
-    for piece in pieces:
+    for number, piece in enumerate(pieces):
         if at < len(piece):
-            after[0] = memoryview(piece)[at:]
-            before.append(memoryview(piece)[:at])
-            break
+            view = memoryview(piece)
+            return b"".join((*pieces[:number], view[:at])), [view[at:], *pieces[number + 1 :]]
         at -= len(piece)
-        before.append(after.pop(0))
-    return b"".join(before), after
+    return b"".join(pieces), []
 
 
 def _image(inputs: Sequence[_Input], binary: Sequence[Piece]) -> bytes:
