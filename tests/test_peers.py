@@ -57,11 +57,14 @@ def test_a_server_runs_while_it_is_awake_and_not_after_it(monkeypatch: pytest.Mo
         process.stdout.readline()
         server = psutil.Process(process.pid)
         both = [server, *server.children()]
-        with bench.awake(server):
-            assert psutil.STATUS_STOPPED not in {each.status() for each in both}
-        assert [each.status() for each in both] == [psutil.STATUS_STOPPED] * 2
-        with bench.awake(server):
-            process.communicate()
+        try:
+            with bench.awake(server):
+                assert psutil.STATUS_STOPPED not in {each.status() for each in both}
+            assert [each.status() for each in both] == [psutil.STATUS_STOPPED] * 2
+            with bench.awake(server):
+                process.communicate(timeout=60)
+        finally:
+            bench.each_of(server, psutil.Process.kill)
     bench.each_of(server, psutil.Process.resume)  # of what has ended: nothing
 
 

@@ -200,7 +200,23 @@ def awake(server: psutil.Process) -> Iterator[None]:
     try:
         yield
     finally:
-        each_of(server, psutil.Process.suspend)
+        # A signal is delivered some time after it was sent, and later where all cores are busy.
+        until = time.monotonic() + 10
+        while not asleep(server) and time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def asleep(server: psutil.Process) -> bool:
+    """Whether all processes of a server are stopped; those that are not are told to."""
+    running = []
+
+    def stop(each: psutil.Process) -> None:
+        if each.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+            running.append(each)
+            each.suspend()
+
+    each_of(server, stop)
+    return not running
 
 
 def each_of(server: psutil.Process, do: Callable[[psutil.Process], None]) -> None:
