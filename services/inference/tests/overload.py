@@ -74,6 +74,8 @@ class Client:
             head = await reader.readuntil(_HEADERS_END)
             if found := re.search(rb"(?i)content-length: (\d+)", head):
                 await reader.readexactly(int(found[1]))
+            elif re.search(rb"(?i)transfer-encoding: chunked", head):  # a refusal by Ray's proxy
+                await reader.readuntil(b"0\r\n\r\n")
             if re.search(rb"(?i)connection: close", head):
                 self.close()
             return int(head.split(b" ", 2)[1]), head
@@ -176,11 +178,13 @@ def percentile(values: Sequence[float], rank: float) -> float:
 
 
 def counted(metrics: str, implementation: str) -> Counter[int]:
-    """Requests by status, as the server's metrics count them."""
-    found = re.findall(
-        rf'detserver_requests_total{{implementation="{implementation}",.*status="(\d+)"}} (\S+)', metrics
-    )
-    return Counter({int(status): int(float(count)) for status, count in found if float(count)})
+    """Requests by status, as the server's metrics count them; of a cluster those of all replicas."""
+    counts: Counter[int] = Counter()
+    for status, count in re.findall(
+        rf'detserver_requests_total{{implementation="{implementation}",.*status="(\d+)".*}} (\S+)', metrics
+    ):
+        counts[int(status)] += int(float(count))
+    return +counts
 
 
 def overload(photo: str, seconds: str = "60") -> None:

@@ -54,9 +54,7 @@ class RunningServer:
 
 def start(folder: Path, wait: bool, environment: dict[str, str], program: Sequence[str] = ()) -> RunningServer:
     """Start a server, forked unless `program` says what arguments of Python start it in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log_file = folder / f"server-{port}.log"
     ours = {"DETSERVER_PORT": str(port), "DETSERVER_WEIGHTS_DOWNLOAD": "false", "DETSERVER_DEADLINE_S": "600"}
     variables = os.environ | ours | environment
@@ -77,6 +75,14 @@ def start(folder: Path, wait: bool, environment: dict[str, str], program: Sequen
         if process.poll() is not None:
             raise AssertionError(f"the server ended:\n{server.log}")
         time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A TCP port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def stop(server: RunningServer) -> None:

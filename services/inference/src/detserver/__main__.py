@@ -1,13 +1,12 @@
 """`detserver`, or `python -m detserver`: the server's command line."""
 
-import gc
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,14 @@ from pydantic_settings import CliApp
 
 from detserver.errors import BadConfiguration
 from detserver.http.draining import DrainingServer
-from detserver.settings import LOG_FORMAT, Settings
+from detserver.settings import Settings
+from detserver.startup import starting
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+# Read when Ray is imported. The first lets every port of it be open on 127.0.0.1 alone, on Linux, too.
+_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0"}
 
 # After the device has failed.
 _TELL_FOR_S = 1.0
@@ -32,21 +35,10 @@ def main() -> int:
     with _ended_by_sigterm():
         try:
             settings = CliApp.run(Settings)
-            logging.basicConfig(
-                level=settings.log_level.upper(),
-                format=LOG_FORMAT,
-                stream=sys.stderr,
-            )
-            # Both log a line per request, which a hostile client could fill a disk with.
-            for chatty in ("httpx", "python_multipart"):
-                logging.getLogger(chatty).setLevel(logging.ERROR)
-            # Before numba is imported; beside its sources it may not be allowed to write.
-            os.environ.setdefault("NUMBA_CACHE_DIR", str(settings.cache_dir.absolute() / "numba"))
-            with _garbage_left():
-                # Torch and effdet take seconds to import: not for --help, or a setting that is plainly wrong.
-                from detserver import lean_imports
-
-                lean_imports.install()
+            if settings.replicas:
+                return _serve_replicas(settings)
+            with starting(settings):
+                # Takes seconds: not for --help, or a setting that is plainly wrong.
                 from detserver.http.routes import create_app
 
                 app = create_app(settings)
@@ -71,18 +63,15 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _garbage_left() -> Iterator[None]:
-    """Let Python's garbage collector not look at what the block makes, neither in it nor later.
-
-    Nearly all that is imported stays: looking for garbage in it took 0.6 CPU seconds of 7.3.
-    """
-    gc.disable()
+def _serve_replicas(settings: Settings) -> int:
+    os.environ.update(_RAY | os.environ)
     try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+        from detserver.cluster.local import serve_replicas
+    except ModuleNotFoundError as error:
+        raise BadConfiguration("--replicas needs Ray Serve: pip install 'ray[serve]'") from error
+    with suppress(KeyboardInterrupt):
+        serve_replicas(settings)
+    return 0
 
 
 def _serve(app: "FastAPI", settings: Settings) -> int:

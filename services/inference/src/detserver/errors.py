@@ -83,6 +83,12 @@ class NotLoaded(DetserverError):
     status = 409
 
 
+class OnlyPreloaded(DetserverError):
+    """Raised when a server that serves what it has preloaded, and nothing else, is to load or unload something."""
+
+    status = 409
+
+
 class WeightsRefused(DetserverError):
     """Raised when a weights file is not the model's: other keys, other shapes, a wrong checksum, not readable."""
 

@@ -10,8 +10,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 NOTHING = "none"
 """As `preload`: nothing is loaded until somebody asks."""
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 class Settings(BaseSettings):
     """Serves several EfficientDet detectors. Options are environment variables too (DETSERVER_<NAME>; empty: unset)."""
@@ -30,6 +28,12 @@ class Settings(BaseSettings):
     preload: Annotated[list[str], NoDecode] = Field(
         ["baseline", "invalid"],
         description="what to load before the server is ready, comma-separated, each `name` or `name@model_set`; `none`",
+    )
+    only_preloaded: bool = Field(False, description="whether nothing but `preload` is ever served, and it stays loaded")
+    replicas: int = Field(
+        0,
+        ge=0,
+        description="processes behind one address, by Ray Serve, of the one that is preloaded; 0: this one alone",
     )
     data_dir: Path = Field(Path("data"), description="folder with weights/ (yours and downloaded) and cache/")
     weights_download: bool = Field(True, description="download effdet's pretrained weights where no local file is")
@@ -88,6 +92,12 @@ class Settings(BaseSettings):
             if not re.fullmatch(form, part):
                 raise ValueError(f"{part!r} is not of the form NAME=NUMBER")
         return value
+
+    @property
+    def preloaded(self) -> list[tuple[str, str]]:
+        """(implementation, model set) of what `preload` names."""
+        entries = (entry.partition("@") for entry in self.preload)
+        return [(implementation, model_set or self.default_model_set) for implementation, _, model_set in entries]
 
     @property
     def batch_sizes(self) -> dict[str, int]:

@@ -34,5 +34,5 @@ class Exchange(ABC):
         """Make the bytes of the detections; what `response` adds, the timings, holds how long that took."""
 
     @abstractmethod
-    def response(self, set_name: str, answer: Answer, stages: Stages) -> Response:
-        """The answer, of what `encode` has made."""
+    def response(self, set_name: str, answer: Answer, stages: Stages, replica: str | None) -> Response:
+        """The answer, of what `encode` has made; it names the `replica` of a cluster."""

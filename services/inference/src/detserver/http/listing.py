@@ -42,6 +42,16 @@ def build_labels(machine: Machine, revision: str | None) -> dict[str, str]:
     return versions | {"device": machine.device, "revision": revision or ""}
 
 
+def weights_rows(model_sets: Iterable[ModelSet], store: WeightsStore) -> list[tuple[str, str, str]]:
+    """(model set, model, source) of all weights that were found."""
+    return [
+        (model_set.name, spec.name, weights.source)
+        for model_set in model_sets
+        for spec in model_set.models
+        if (weights := store.known(spec))
+    ]
+
+
 def runnable_sets(
     implementation: type[BaseModelImpl], device: torch.device, model_sets: Iterable[ModelSet]
 ) -> list[str]:
@@ -56,13 +66,23 @@ def implementation_info(
     device: torch.device,
     model_sets: Collection[ModelSet],
     figures: Mapping[Key, LoadFigures],
+    only: Collection[Key] | None,
 ) -> schemas.ImplementationInfo:
     """An implementation, with what loading it took where it is loaded.
 
     Args:
         figures: of all that is loaded.
+        only: all that the server ever serves; None where that is everything.
     """
     name = implementation.name
+    runnable = runnable_sets(implementation, device, model_sets)
+    unavailable = implementation.unavailable_reason(device)
+    if only is not None:
+        runnable = [each for each in runnable if (name, each) in only]
+        if not any(served == name for served, _ in only):
+            unavailable = (
+                unavailable or f"this server serves {', '.join('@'.join(key) for key in only)} and nothing else"
+            )
     loads = {set_name: each for (loaded, set_name), each in figures.items() if loaded == name}
     return schemas.ImplementationInfo(
         name=name,
@@ -73,13 +93,13 @@ def implementation_info(
         adds_to=implementation.adds_to,
         technique=implementation.technique,
         compiles=implementation.compiles(device),
-        model_sets=runnable_sets(implementation, device, model_sets),
+        model_sets=runnable,
         unsupported={each.name: reason for each in model_sets if (reason := implementation.unsupported_reason(each))},
         loaded=list(loads),
         loads=[
             schemas.Loaded(implementation=name, model_set=set_name, **asdict(each)) for set_name, each in loads.items()
         ],
-        unavailable=implementation.unavailable_reason(device),
+        unavailable=unavailable,
     )
 
 

@@ -36,7 +36,7 @@ class Plain(Exchange):
             ]
         )
 
-    def response(self, set_name: str, answer: Answer, stages: Stages) -> Response:
+    def response(self, set_name: str, answer: Answer, stages: Stages, replica: str | None) -> Response:
         """The JSON of a `schemas.Inference`."""
         timings_ms = stages.milliseconds()
         head = {
@@ -45,6 +45,7 @@ class Plain(Exchange):
             "total_inference_time_ms": timings_ms["forward"] + timings_ms["postprocess"],
             "timings_ms": timings_ms,
             "batch_size": answer.batch_size,
+            **({"replica": replica} if replica else {}),
         }
         content = to_json(head)[:-1] + b',"detections":' + self._detections + b"}"
         return Response(content, media_type="application/json")

@@ -31,7 +31,7 @@ Several EfficientDet detectors run on every image; each *implementation* is one 
 """
 
 _IMAGE_TYPES = [f"image/{name.lower()}" for name in images.FORMATS]
-_IMAGE_BODY = {
+IMAGE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
@@ -57,7 +57,8 @@ ModelSetName = Annotated[
 ]
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the description of a route says of answers with these statuses."""
     return {status: {"model": schemas.Problem} for status in statuses}
 
 
@@ -76,18 +77,20 @@ def _told(reason: str, status: int, scope: Scope, headers: Mapping[str, str] | N
     return JSONResponse({field: reason}, status, headers)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application.
+def create_app(settings: Settings, replica: str | None = None) -> FastAPI:
+    """The application; as a replica of a cluster, which has a name, it has started once it is loaded.
 
     Raises:
         BadConfiguration: the settings cannot be used.
     """
-    server = Server(settings)
+    server = Server(settings, replica)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.engine.start()
         preload = asyncio.create_task(server.preload())
+        if replica:
+            await preload
         yield
         await server.close()
         preload.cancel()
@@ -165,7 +168,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/implementations/{implementation}/load",
         summary="Load an implementation; returns when it can serve",
-        responses=_problems(404, 409, 422, 500, 503),
+        responses=problems(404, 409, 422, 500, 503),
     )
     async def load(implementation: str, model_set: ModelSetName = None) -> schemas.Loaded:
         return await server.load(implementation, model_set)
@@ -173,7 +176,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/implementations/{implementation}/unload",
         summary="Unload an implementation and give its memory back",
-        responses=_problems(404, 422, 503),
+        responses=problems(404, 422, 503),
     )
     async def unload(implementation: str, model_set: ModelSetName = None) -> schemas.Unloaded:
         return await server.unload(implementation, model_set)
@@ -181,7 +184,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/implementations/{implementation}/kernels",
         summary="How many kernels a request launches, counted by loading it in a process of its own, once",
-        responses=_problems(404, 409, 422, 500, 503),
+        responses=problems(404, 409, 422, 500, 503),
     )
     async def kernels(
         implementation: str,
@@ -195,7 +198,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get(
         "/model-sets/{model_set}",
         summary="The models of a set, with the source of their weights",
-        responses=_problems(404, 409, 422, 503),
+        responses=problems(404, 409, 422, 503),
     )
     async def model_set(model_set: str) -> schemas.ModelSetInfo:
         return await server.model_set(model_set)
@@ -204,8 +207,8 @@ def create_app(settings: Settings) -> FastAPI:
         "/infer/{implementation}",
         summary="Detections of every model of the set in one image",
         response_model=schemas.Inference,
-        responses=_problems(400, 404, 408, 409, 413, 415, 422, 429, 500, 503),
-        openapi_extra=_IMAGE_BODY,
+        responses=problems(400, 404, 408, 409, 413, 415, 422, 429, 500, 503),
+        openapi_extra=IMAGE_BODY,
     )
     async def infer(
         implementation: str,
@@ -218,8 +221,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post(
         "/time/{implementation}",
         summary="How long the device takes for a batch of the image; nothing else is served meanwhile",
-        responses=_problems(400, 404, 408, 409, 413, 415, 422, 500, 503),
-        openapi_extra=_IMAGE_BODY,
+        responses=problems(400, 404, 408, 409, 413, 415, 422, 500, 503),
+        openapi_extra=IMAGE_BODY,
     )
     async def time(
         implementation: str,

@@ -93,8 +93,37 @@ class ImplementationInfo(BaseModel):
     unavailable: str | None = Field(description="why it cannot run on this device; null where it can")
 
 
+class Vram(BaseModel):
+    """Memory of the server's process in MB (10^6 bytes); nulls for the GPU's without one. Peaks: since the reset."""
+
+    device: str
+    allocated_mb: float | None = Field(description="GPU memory of torch's tensors")
+    reserved_mb: float | None = Field(description="GPU memory of torch's allocator, pools of CUDA graphs among it")
+    allocated_peak_mb: float | None = Field(description="without what a CUDA graph uses while it is replayed")
+    reserved_peak_mb: float | None
+    process_mb: float | None = Field(description="GPU memory of this process by NVML: CUDA context and libraries too")
+    process_peak_mb: float | None
+    device_used_mb: float | None = Field(description="GPU memory of all processes on the device by NVML")
+    device_total_mb: float | None
+    resident_mb: float | None = Field(description="resident memory of this process; null on systems without /proc")
+    resident_peak_mb: float | None
+
+
+class ReplicaInfo(BaseModel):
+    """One process of a cluster."""
+
+    replica: str = Field(description="name that its answers have")
+    node: str = Field(description="Ray's name of the machine")
+    address: str = Field(description="of that machine")
+    pid: int
+    status: Literal["ok", "loading", "failed"]
+    detail: str | None = Field(description="why it failed")
+    weights: dict[str, str] = Field(description="fingerprint of the weights, by model")
+    memory: Vram
+
+
 class Health(BaseModel):
-    """Liveness, status and what this server is."""
+    """Liveness, status and what this server is; of a cluster, what the replica is that answers."""
 
     status: Literal["ok", "loading", "failed"]
     detail: str | None = Field(description="why it failed")
@@ -110,22 +139,7 @@ class Health(BaseModel):
     settings: dict[str, str | int | float | bool | None]
     model_sets: list[ModelSetInfo]
     implementations: list[ImplementationInfo]
-
-
-class Vram(BaseModel):
-    """Memory of the server's process in MB (10^6 bytes); nulls for the GPU's without one. Peaks: since the reset."""
-
-    device: str
-    allocated_mb: float | None = Field(description="GPU memory of torch's tensors")
-    reserved_mb: float | None = Field(description="GPU memory of torch's allocator, pools of CUDA graphs among it")
-    allocated_peak_mb: float | None = Field(description="without what a CUDA graph uses while it is replayed")
-    reserved_peak_mb: float | None
-    process_mb: float | None = Field(description="GPU memory of this process by NVML: CUDA context and libraries too")
-    process_peak_mb: float | None
-    device_used_mb: float | None = Field(description="GPU memory of all processes on the device by NVML")
-    device_total_mb: float | None
-    resident_mb: float | None = Field(description="resident memory of this process; null on systems without /proc")
-    resident_peak_mb: float | None
+    replicas: list[ReplicaInfo] | None = Field(None, description="all of a cluster's; null where there is none")
 
 
 class DeviceState(BaseModel):
@@ -189,4 +203,13 @@ class Inference(BaseModel):
     total_inference_time_ms: float = Field(description="forward + postprocess of the batch")
     timings_ms: Timings
     batch_size: int = Field(description="images in the batch that this one was part of")
+    replica: str | None = Field(None, description="of a cluster, which has answered")
     detections: list[Detections]
+
+
+class ReplicaAnswer(BaseModel):
+    """What one replica answers to a request that all are asked."""
+
+    replica: str
+    status: int = Field(description="of HTTP")
+    answer: Inference | Problem

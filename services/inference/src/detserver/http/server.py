@@ -18,7 +18,7 @@ from starlette.types import Scope
 from detserver.engine.admission import Admission
 from detserver.engine.engine import Engine
 from detserver.engine.work import Answer, Key
-from detserver.errors import BadConfiguration, CannotRun, DeadlineMissed, DetserverError, NotReady
+from detserver.errors import BadConfiguration, CannotRun, DeadlineMissed, DetserverError, NotReady, OnlyPreloaded
 from detserver.http import kernels, schemas
 from detserver.http.deadlines import asked_for, deadline
 from detserver.http.exchange import Exchange
@@ -29,8 +29,8 @@ from detserver.http.listing import (
     implementation_info,
     model_set_info,
     runnable_sets,
+    weights_rows,
 )
-from detserver.http.oip.models import key_of
 from detserver.http.oip.statistics import Statistics
 from detserver.http.plain import Plain
 from detserver.http.stages import Stages
@@ -68,6 +68,9 @@ _LAST_BATCH_S = 1.0
 class Server:
     """Everything behind the routes.
 
+    Args:
+        replica: its name, where it is one of a cluster.
+
     Attributes:
         ending: whether it is about to end, and every connection with it.
         ended: whether its threads have ended.
@@ -77,8 +80,9 @@ class Server:
         BadConfiguration: a setting, the file of model sets or the device cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, replica: str | None = None) -> None:
         self.settings = settings
+        self.replica = replica
         cpus = usable_cpus()
         torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), cpus))
         vram_in_use_before = memory_in_use()
@@ -90,6 +94,7 @@ class Server:
             settings.weights_dir, settings.cache_dir, settings.seed, settings.weights_download, settings.weights_url
         )
         self.registry = Registry()
+        self._only = settings.preloaded if settings.only_preloaded else None
         self._decode_threads = settings.decode_threads or cpus
         # As much as all places may hold in bodies.
         most_bytes = round(settings.queue_size * settings.max_upload_mb * 1e6)
@@ -115,7 +120,7 @@ class Server:
             lambda: self.engine.loaded,
             lambda: self.engine.slow_nms,
             lambda: self.engine.images,
-            self._weights_rows,
+            lambda: weights_rows(self.zoo.model_sets.values(), self.weights),
             self._vram.read,
             self._resident.read,
             build_labels(self.machine, settings.revision),
@@ -132,8 +137,8 @@ class Server:
     async def preload(self) -> None:
         """Load what is to be loaded before the server is ready; a failure is kept for `ready` and logged."""
         try:
-            for entry in self.settings.preload:
-                await self.load(*key_of(entry))
+            for key in self.settings.preloaded:
+                await self.load(*key)
             self._status = "ok"
             self._decoders.submit(self._prepare_once)
             log.info("ready on %s (%s)", self.machine.device, self.machine.device_name)
@@ -218,7 +223,7 @@ class Server:
         stages.end("serialise")
         self.telemetry.answered(name, set_name, stages, answer.batch_size)
         self.statistics.answered(key, stages, answer)
-        return exchange.response(set_name, answer, stages)
+        return exchange.response(set_name, answer, stages, self.replica)
 
     def key(self, name: str, set_name: str | None) -> Key:
         """Both names, that of the default set where there is none.
@@ -240,6 +245,8 @@ class Server:
         """Answer `POST /implementations/{name}/unload`."""
         implementation = self.registry.get(name)
         model_set = self.zoo.model_set(set_name or self.settings.default_model_set)
+        if self._only is not None:
+            raise OnlyPreloaded("what this server has preloaded stays loaded: it serves nothing else")
         was_loaded = await self.engine.unload(implementation, model_set)
         return schemas.Unloaded(implementation=name, model_set=model_set.name, was_loaded=was_loaded)
 
@@ -278,7 +285,7 @@ class Server:
         """Answer `GET /implementations`; what could not be imported is listed with the reason."""
         figures = self.engine.load_figures
         found = [
-            implementation_info(each, self.device, self.zoo.model_sets.values(), figures)
+            implementation_info(each, self.device, self.zoo.model_sets.values(), figures, self._only)
             for each in self.registry.all.values()
         ]
         broken = [broken_implementation(*each) for each in self.registry.broken.items()]
@@ -326,6 +333,8 @@ class Server:
 
     def _runnable(self, name: str, set_name: str) -> tuple[type[BaseModelImpl], ModelSet]:
         implementation, model_set = self.registry.get(name), self.zoo.model_set(set_name)
+        if self._only is not None and (name, set_name) not in self._only:
+            raise OnlyPreloaded(f"this server serves {', '.join('@'.join(key) for key in self._only)} and nothing else")
         if (name, set_name) in self.engine.loaded:
             return implementation, model_set
         try:
@@ -382,14 +391,6 @@ class Server:
         finally:
             if tidy and not self.ending:
                 self._decoders.submit(give_free_memory_back)
-
-    def _weights_rows(self) -> list[tuple[str, str, str]]:
-        return [
-            (model_set.name, spec.name, weights.source)
-            for model_set in self.zoo.model_sets.values()
-            for spec in model_set.models
-            if (weights := self.weights.known(spec))
-        ]
 
     def _reported_settings(self) -> dict[str, str | int | float | bool | None]:
         fields = ("queue_size", "deadline_s", "torch_threads", "compile", "seed", "max_upload_mb", "max_megapixels")

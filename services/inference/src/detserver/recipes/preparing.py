@@ -8,7 +8,7 @@ import threading
 
 from detserver import lean_imports
 from detserver.errors import DetserverError, InferenceFailed
-from detserver.settings import LOG_FORMAT
+from detserver.startup import LOG_FORMAT
 
 _GIVE_WAY = 10  # to what is served, of 19
 

@@ -42,7 +42,7 @@ class Inference(Exchange):
         """Make the tensors that the request asks for."""
         self._tensors, self._binary = encoded(answer, self._asked.outputs)
 
-    def response(self, set_name: str, answer: Answer, stages: Stages) -> Response:
+    def response(self, set_name: str, answer: Answer, stages: Stages, replica: str | None) -> Response:
         """The answer; its parameters are the batch's size, the timings, and what the tensor `model` counts."""
         head = {
             "model_name": self._model,
@@ -53,6 +53,7 @@ class Inference(Exchange):
                 "model_set": set_name,
                 "models": ",".join(output.model_name for output in answer.outputs),
                 "batch_size": answer.batch_size,
+                **({"replica": replica} if replica else {}),
                 **{f"{stage}_ms": milliseconds for stage, milliseconds in stages.milliseconds().items()},
             },
         }
