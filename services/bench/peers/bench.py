@@ -294,7 +294,7 @@ def measure(
                 folder = asked[peer].answers
                 assert folder is not None
                 answers = [DistinctAnswer(*each) for each in read_answers(folder)]
-                count = sum(each.times for each in answers)
+                count = sum(sum(each.times.values()) for each in answers)
                 audits[peer] = audit(reference, answers, answered=count, exact=True)
     return Part(model, servers, rounds, audits)
 

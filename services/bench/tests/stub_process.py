@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from stub_server import StubServer
+from stub_cluster import StubCluster, serving
 
 MODULE = """
 import sys
@@ -21,7 +21,9 @@ class StubProcesses:
     """Puts a module `detserver` into `folder`, which serves `entries`, and reads what its processes were asked.
 
     `latencies_ms`, `first_loads` and `device` are as those of a `StubServer`; a first load is one of the first process
-    only. `dies_at` are the ends of paths at whose POST a process ends with exit status 3.
+    only. `dies_at` are the ends of paths at whose POST a process ends with exit status 3. With DETSERVER_REPLICAS a
+    process is a `StubCluster`; `wrong` are the numbers of replicas, from 0, whose boxes are a pixel off, and
+    `other_weights` those with other weights.
     """
 
     def __init__(
@@ -32,11 +34,15 @@ class StubProcesses:
         first_loads: tuple[str, ...] = (),
         dies_at: tuple[str, ...] = (),
         device: str = "cpu",
+        infer_s: float = 0.0,
+        wrong: tuple[int, ...] = (),
+        other_weights: tuple[int, ...] = (),
     ) -> None:
         self._calls = folder / "calls.jsonl"
         (folder / "detserver.py").write_text(MODULE.format(tests=str(Path(__file__).parent), folder=str(folder)))
         stub = {"entries": entries, "latencies_ms": latencies_ms or {}, "first_loads": first_loads}
-        (folder / "stub.json").write_text(json.dumps({**stub, "dies_at": dies_at, "device": device}))
+        stub |= {"dies_at": dies_at, "device": device, "infer_s": infer_s}
+        (folder / "stub.json").write_text(json.dumps({**stub, "wrong": wrong, "other_weights": other_weights}))
 
     def calls(self) -> list[list[str]]:
         """The paths of the POSTs of each process, in the order in which the processes were started."""
@@ -47,9 +53,19 @@ class StubProcesses:
         return list(found.values())
 
 
-class _Recorded(StubServer):
+class _Recorded(StubCluster):
     def __init__(self, folder: Path, stub: dict[str, Any]) -> None:
-        super().__init__(*stub["entries"], port=int(os.environ["DETSERVER_PORT"]))
+        count = int(os.environ["DETSERVER_REPLICAS"])
+        names = [f"{number}-{os.getpid()}" for number in range(count)]
+        super().__init__(*stub["entries"], replicas=names, port=int(os.environ["DETSERVER_PORT"]))
+        if count:
+            served, _, model_set = os.environ["DETSERVER_PRELOAD"].partition("@")
+            assert model_set == "single"
+            exact = self.entries[served]["exact"]
+            self.entries = {served: serving(served, exact=exact)}
+        self.faults = {names[number]: _moved for number in stub["wrong"] if number < count}
+        self.other_weights = {names[number] for number in stub["other_weights"] if number < count}
+        self.infer_s = stub["infer_s"]
         self._calls, self._dies_at, self._markers = folder / "calls.jsonl", stub["dies_at"], folder
         self.latencies_ms, self.device = stub["latencies_ms"], stub["device"]
         self.first_loads = {name for name in stub["first_loads"] if not (folder / f"{name}.cached").exists()}
@@ -69,6 +85,10 @@ class _Recorded(StubServer):
     def _record(self, call: str) -> None:
         with self._calls.open("a") as file:
             file.write(json.dumps([os.getpid(), call]) + "\n")
+
+
+def _moved(box: list[float]) -> list[float]:
+    return [each + 1.0 for each in box]
 
 
 def serve(folder: str) -> None:

@@ -161,7 +161,7 @@ class StubServer:
         on_cpu = self.device == "cpu"
         return {name: None if on_cpu and not name.startswith("resident") else value for name, value in found.items()}
 
-    def _infer(self, name: str) -> object:
+    def _infer(self, name: str) -> dict[str, Any]:
         with self._lock:
             self.infer_times_s.append(time.monotonic())
             self.in_flight += 1

@@ -36,7 +36,7 @@ def kept(folder: Path, *processes: DistinctAnswers) -> dict[tuple[str, float, fl
     for process in processes:
         process.write(folder)
     return {
-        (each.photo, first.boxes[0][0], first.scores[0], first.labels[0]): each.times
+        (each.photo, first.boxes[0][0], first.scores[0], first.labels[0]): sum(each.times.values())
         for each in read_answers(folder)
         for first in each.detections[:1]
     }
@@ -47,7 +47,7 @@ def test_answers_are_equal_whatever_they_took_and_come_back_to_the_last_digit(tm
     for took_ms in (1.0, 2.0, 3.0):
         process.add("a", answer(found(), took_ms))
     process.write(tmp_path)
-    assert list(read_answers(tmp_path)) == [DistinctAnswer("a", found(), 3)]
+    assert list(read_answers(tmp_path)) == [DistinctAnswer("a", found(), {None: 3})]
 
 
 @pytest.mark.parametrize("other", [{"x": 10.000001}, {"score": 0.8999999}, {"label": 2}])
@@ -73,6 +73,17 @@ def test_processes_add_up(tmp_path: Path):
     assert kept(tmp_path, *processes) == {
         **{("a", 0.0, 0.9, 1): 15, ("a", 1.0, 0.9, 1): 15, ("b", 10.0, 0.9, 1): 1},
     }
+
+
+def test_answers_are_counted_by_replica_and_kept_once(tmp_path: Path):
+    processes = [DistinctAnswers(most_bytes=1000), DistinctAnswers(most_bytes=1000)]
+    for number in range(100):
+        processes[number % 2].add("a", answer(found()).model_copy(update={"replica": f"r{number % 20}"}))
+    for process in processes:
+        process.write(tmp_path)
+    assert list(read_answers(tmp_path)) == [
+        DistinctAnswer("a", found(), {f"r{number}": 5 for number in (*range(0, 20, 2), *range(1, 20, 2))})
+    ]
 
 
 def test_what_is_beyond_the_bound_is_left_out_and_what_is_kept_counts_on(tmp_path: Path):

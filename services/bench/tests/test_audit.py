@@ -124,7 +124,7 @@ REFERENCE = [output("a", [0, 0, 100, 100]), output("b", [50, 300, 150, 500]), ou
 
 
 def audited(*answers: tuple[ImageOutput, int], exact: bool = True, answered: int | None = None) -> Audit:
-    counted = [(each.sha256, each.detections, count) for each, count in answers]
+    counted = [(each.sha256, each.detections, {None: count}) for each, count in answers]
     total = sum(count for _, count in answers)
     return audit(REFERENCE, counted, answered=total if answered is None else answered, exact=exact)
 
@@ -167,6 +167,42 @@ def test_what_was_not_kept_or_is_of_no_known_photo_is_not_audited():
     for exact in (True, False):
         nothing = audited((output("new"), 4), exact=exact)
         assert (nothing.gate.reasons, nothing.verdict) == (["no answer was compared"], "failed")
+
+
+def audited_by(*answers: tuple[ImageOutput, dict[str | None, int]], exact: bool = True) -> Audit:
+    counted = [(each.sha256, each.detections, times) for each, times in answers]
+    return audit(REFERENCE, counted, answered=sum(sum(times.values()) for _, times in answers), exact=exact)
+
+
+def test_a_wrong_replica_is_named_with_what_it_answered():
+    moved_by_one = output("a", [0, 0, 101, 100])
+    found = audited_by((REFERENCE[0], {"x": 30, "y": 30}), (moved_by_one, {"z": 7}), (REFERENCE[1], {"z": 2}))
+    assert (str(found), found.distinct, found.verdict) == ("62 of 69", 3, "failed")
+    assert {name: (each.right, each.audited) for name, each in found.replicas.items()} == {
+        **{"x": (30, 30), "y": (30, 30), "z": (2, 9)},
+    }
+    said = "d0: a coordinate differs by 1 px, not by less than 0.05"
+    assert found.reasons == [f"a.jpg by replica z: {said}"]
+    assert f"replica z: {said}" in found.gate.reasons
+    assert all(reason.startswith("replica z: ") for reason in found.gate.reasons)
+
+
+def test_the_means_of_each_replica_are_judged_not_those_of_all_together():
+    rounded = output("a", [0, 0, 100, 100], score=0.9001)  # 1e-8, where the gate's limit of the mean is 1e-9
+    assert audited((REFERENCE[0], 100), (rounded, 1)).verdict == "passed"
+    found = audited_by((REFERENCE[0], {"x": 100}), (rounded, {"y": 1}))
+    assert (str(found), found.verdict) == ("101 of 101", "failed")
+    assert found.gate.reasons == ["replica y: d0: scores MSE 1.0e-08 is not below 1e-09"]
+    assert audited_by((REFERENCE[0], {"x": 100, "y": 100}), (rounded, {"y": 1})).verdict == "passed"
+
+
+def test_the_tolerance_is_of_each_replica():
+    far = output("a")
+    found = audited_by((REFERENCE[0], {"x": 90}), (far, {"y": 10}), exact=False)
+    assert found.verdict == "failed"
+    assert found.tolerance is not None
+    assert all(reason.startswith("replica y: ") for reason in found.tolerance.reasons)
+    assert audited_by((REFERENCE[0], {"x": 90, "y": 90}), (far, {"y": 10}), exact=False).verdict == "tolerated"
 
 
 def result(right: int, audited: int = 1234, answers: int = 1234) -> Audit:

@@ -181,6 +181,52 @@ def test_table_markdown_csv_and_page_have_the_same_rows(tmp_path: Path):
     assert [each["p99_ms"] for each in probes[:3]] == ["90.0", "240.0", ""]
 
 
+def in_replicas(found: Capacity, replicas: int, factor: float) -> Capacity:
+    """The same search at a cluster that takes so many times as much."""
+    probes = [
+        each.model_copy(update={"run": each.run.model_copy(update={"offered": times_as_much(each, factor)})})
+        for each in found.probes
+    ]
+    return found.model_copy(update={"replicas": replicas, "probes": probes})
+
+
+def times_as_much(found: Probe, factor: float) -> OpenLoop:
+    return found.run.offered.model_copy(update={"rate": factor * found.rate})
+
+
+def test_each_number_of_replicas_is_compared_with_one(tmp_path: Path):
+    found = [in_replicas(FASTEST, replicas, factor) for replicas, factor in ((1, 1.0), (2, 1.92), (4, 3.0))]
+    made = capacities(*found, in_replicas(BASELINE, 4, 3.2))
+    made = made.model_copy(update={"settings": made.settings.model_copy(update={"replicas": [1, 2, 4]})})
+    headings = [column.heading for column in columns_of(made)]
+    shown = ("implementation", "replicas", "vs baseline", "vs 1 replica", "efficiency")
+    assert [[cells[headings.index(name)] for name in shown] for cells in rows_of(made)] == [
+        ["fastest", "1", "–", "1.00×", "100 %"],
+        ["fastest", "2", "–", "1.92× [1.87, 1.97]", "96 % [94, 99]"],
+        ["fastest", "4", "2.91× [2.84, 2.99]", "3.00× [2.92, 3.08]", "75 % [73, 77]"],
+        ["baseline", "4", "1.00×", "n/a", "n/a"],
+    ]
+    assert answer_of(made).startswith("fastest with 4 replicas holds p99 ≤ 200 ms and errors ≤ 0.1 % up to 103 req")
+    assert answer_of(made).endswith("; 2.91 times baseline (35.2).")
+    (tmp_path / "capacity.json").write_text(made.model_dump_json())
+    write_capacity_reports(tmp_path)
+    text = Page((tmp_path / "capacity.html").read_text()).text
+    assert "new clusters for each implementation, of 1, 2, 4 replicas" in text
+    assert "fastest with 2 replicas: 65.7/s" in text
+    with (tmp_path / "capacity.csv").open() as file:
+        assert {row["replicas"] for row in csv.DictReader(file)} == {"1", "2", "4"}
+
+
+def test_of_a_cluster_that_ran_there_is_nothing_to_compare_with():
+    made = capacities(in_replicas(FASTEST, 3, 1.0))
+    settings = made.settings.model_copy(update={"replicas": [3], "host": "http://127.0.0.1:8000"})
+    made = made.model_copy(update={"settings": settings})
+    headings = [column.heading for column in columns_of(made)]
+    assert "replicas" in headings
+    assert "efficiency" not in headings
+    assert rows_of(made)[0][:3] == ("fastest", "3", "34.2")
+
+
 def test_the_page_of_a_search_that_has_only_begun_can_be_made(tmp_path: Path):
     made = capacities(capacity("baseline", [], None, None, None), ended=None)
     (tmp_path / "capacity.json").write_text(made.model_dump_json())

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from detbench.api import schemas
 from detbench.measure.server_process import ServerProcess
+from detserver.http import schemas as served
 
 Schema = dict[str, Any]
 
@@ -27,6 +28,8 @@ CALLS: list[tuple[str, str, tuple[str, ...], Any]] = [
     ("post", "/infer/{implementation}", ("model_set",), schemas.Inference),
     ("post", "/time/{implementation}", ("model_set", "batch_size", "repeats"), schemas.Timed),
 ]
+# What a cluster alone answers, whose description no server of one process has.
+OF_REPLICAS = (list[schemas.ReplicaAnswer], list[served.ReplicaAnswer])
 # The server shares one schema between /health, where weights may not have been needed yet, and /model-sets.
 NULL_ONLY_IN_HEALTH = {"models[].source", "models[].fingerprint"}
 
@@ -123,9 +126,15 @@ def test_every_field_that_is_read_is_in_the_servers_description(description: Sch
     assert list(differences(description, call)) == []
 
 
+def test_every_field_that_is_read_of_what_all_replicas_answer_is_in_it():
+    ours, theirs = TypeAdapter(OF_REPLICAS[0]).json_schema(), TypeAdapter(OF_REPLICAS[1]).json_schema()
+    assert list(_mismatches(ours, theirs, ours["$defs"], theirs["$defs"], "")) == []
+
+
 def test_every_model_of_an_answer_is_held_to_the_description():
-    held = {name for *_, model in CALLS for name in (TypeAdapter(model).json_schema().get("$defs", {}))}
-    held |= {getattr(model, "__name__", "") for *_, model in CALLS}
+    read = [*(model for *_, model in CALLS), OF_REPLICAS[0]]
+    held = {name for model in read for name in (TypeAdapter(model).json_schema().get("$defs", {}))}
+    held |= {getattr(model, "__name__", "") for model in read}
     models = {name for name, each in vars(schemas).items() if schemas.Response in getattr(each, "__mro__", ())[1:]}
     assert models <= held
 

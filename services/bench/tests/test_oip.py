@@ -173,6 +173,13 @@ def test_boxes_of_every_order_become_corners_in_pixels(order, relative: bool):
     assert (found.scores, found.labels) == ([0.7, 0.2], [5, 4])
 
 
+def test_an_answer_names_its_replica():
+    protocol = Oip(models=(MODEL,))
+    named = json.loads(an_answer([], [], [])) | {"parameters": {"replica": "r1", "queue_ms": 1.5}}
+    assert protocol.inference(json.dumps(named).encode(), b"").replica == "r1"
+    assert protocol.inference(an_answer([], [], []), b"").replica is None
+
+
 def an_answer(boxes: list, scores: list, labels: list, /, **changed: object) -> bytes:
     tensors = {
         "boxes": ("FP32", [len(boxes), 4], [*itertools.chain(*boxes)]),

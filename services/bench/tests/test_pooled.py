@@ -9,7 +9,7 @@ from made_reports import run, sweep
 from detbench.report.answer import answer
 from detbench.report.comma_separated import to_csv
 from detbench.report.pooled import pooled
-from detbench.report.rows import rows_of
+from detbench.report.rows import per_replica, rows_of
 from detbench.results.sweep import MeasurementWarning, Run, Sweep
 
 
@@ -52,6 +52,19 @@ def test_one_row_has_the_ratio_of_its_rounds_with_an_interval():
         ratio.high,
     ]
     assert f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) times baseline" in answer(rows_of(found))
+
+
+def test_each_round_has_replicas_of_its_own():
+    rounds = []
+    for number, (each, rates) in enumerate(zip(rounds_of("fastest", 30, 31), ((10, 20), (15, 16)), strict=True)):
+        assert each.load is not None
+        by_replica = {f"{number}{name}": float(rps) for name, rps in zip("ab", rates, strict=True)}
+        load = each.load.model_copy(update={"replicas_rps": by_replica})
+        rounds.append(each.model_copy(update={"replicas": 2, "load": load}))
+    load = pooled(rounds).load
+    assert load is not None
+    assert load.replicas_rps == {"0a": 10, "0b": 20, "1a": 15, "1b": 16}
+    assert per_replica(load) == "10–20"
 
 
 def test_one_round_has_no_interval():

@@ -82,6 +82,12 @@ def test_the_memory_peak_of_a_run_is_in_bytes(gateway: str):
     assert figures(gateway, "detbench_run_memory_peak_bytes", "users") == {("1",): pytest.approx(1234.4e6)}
 
 
+def test_numbers_of_replicas_have_series_of_their_own(gateway: str):
+    push_runs([run("fastest", 8, 20.0 * n).model_copy(update={"replicas": n}) for n in (1, 2)], url=gateway)
+    found = figures(gateway, "detbench_run_rps", "users", "replicas")
+    assert found == {("8", "1"): 20, ("8", "2"): 40}
+
+
 def test_a_run_of_another_model_set_replaces_nothing(gateway: str):
     push_runs([run("fastest", 1, 20)], url=gateway)
     push_runs([run("fastest", 1, 30).model_copy(update={"model_set": "uniform"})], url=gateway)

@@ -8,7 +8,7 @@ import pytest
 from detbench.api.schemas import Inference
 from detbench.host import CpuShares
 from detbench.load.answers import DistinctAnswers, read_answers
-from detbench.load.figures import load_of
+from detbench.load.figures import load_of, together
 from detbench.load.recorder import Recorder, Request
 from detbench.load.tally import Tally, merged
 from detbench.results.loads import ClosedLoop, Load, OpenLoop
@@ -43,13 +43,14 @@ class Bench:
         failed: str | None = None,
         late_s: float = 0.0,
         user: int = 0,
+        replica: str | None = None,
     ) -> None:
         """A request that was sent `late_s` late and took `took_s`; None: there is no answer yet."""
         request = Request(user, scheduled_s + late_s, scheduled_s, photo="photo")
         self.recorder.sending(request)
         if took_s is None:
             return
-        request.answer = None if failed else ANSWER
+        request.answer = None if failed else ANSWER.model_copy(update={"replica": replica})
         error = ValueError(failed) if failed else None
         self.recorder.on_request(response_time=1e3 * took_s, exception=error, context={"request": request})
 
@@ -103,7 +104,27 @@ def test_the_answers_that_are_kept_are_those_that_count(tmp_path: Path):
     ):
         bench.request(scheduled_s, took_s, failed)
     answers.write(tmp_path)
-    assert [each.times for each in read_answers(tmp_path)] == [bench.load().answered] == [2]
+    assert [each.times[None] for each in read_answers(tmp_path)] == [bench.load().answered] == [2]
+
+
+def test_answers_are_counted_by_replica_and_processes_add_up():
+    benches = [Bench(), Bench()]
+    for bench, replicas in zip(benches, (("a", "b", "a"), ("b", "c")), strict=True):
+        for number, replica in enumerate(replicas):
+            bench.request(101.0 + number, 0.5, replica=replica)
+        bench.request(109.9, 5.0, replica="late")  # after the window, as it counts in no rate
+        bench.request(105.0, 0.5, "HTTP 503", replica="broken")
+    load = load_of(merged([bench.tally() for bench in benches]), OPEN)
+    assert load.replicas_rps == {"a": 0.2, "b": 0.2, "c": 0.1}
+    assert sum(load.replicas_rps.values()) == pytest.approx(load.rps)
+
+
+def test_a_replica_that_was_there_for_a_part_of_the_load_has_its_rate_in_that_part():
+    first, second = Bench(), Bench(window=(200.0, 230.0))
+    for replica in ("a", "b"):
+        first.request(101.0, 0.5, replica=replica)
+    second.request(201.0, 0.5, replica="a")
+    assert together([first.load(), second.load()]).replicas_rps == {"a": pytest.approx(2 / 40), "b": 0.1}
 
 
 def test_failures_have_names():

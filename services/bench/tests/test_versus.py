@@ -39,6 +39,19 @@ def test_one_round_cannot_tell_and_says_what_to_do():
     assert advice(differences(measured(10, 1), measured(5, 2))) == ""
 
 
+def test_numbers_of_replicas_are_not_mixed():
+    runs = [
+        run("baseline", 1, factor * replicas).model_copy(update={"replicas": replicas, "round": number})
+        for number, factor in enumerate((10.0, 10.1, 9.9), start=1)
+        for replicas in (1, 2)
+    ]
+    found = differences(sweep(runs=runs), sweep(runs=runs))
+    assert [each.cells()[:4] for each in found if each.figure == "RPS"] == [
+        ("baseline with 1 replica", "1 user", "RPS", "10"),
+        ("baseline with 2 replicas", "1 user", "RPS", "20"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -1,6 +1,7 @@
 """Several replicas behind one address: equal answers, more of them, and none lost but what a dead one had in work."""
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -37,6 +38,8 @@ class Hold(Invalid):
         time.sleep(0.1)
         return super().predict(image)
 """
+
+log = logging.getLogger(__name__)  # --log-cli-level=info shows what docs/cluster.md says
 
 JPEG = {"Content-Type": "image/jpeg"}
 QUEUE_SIZE = 8
@@ -204,7 +207,7 @@ def test_four_replicas_serve_3_6_times_as_much_as_one(machines: Machines, conten
     for replicas in (1, 4):
         machines.scale("hold", replicas)
         rates[replicas] = asyncio.run(closed_loop(machines.url, post("hold", content), 4 * replicas, 10.0))
-    print("requests per second, by replicas:", rates)
+    log.info("requests per second, by replicas: %s", rates)
     assert rates[1] == pytest.approx(10, rel=0.1)
     assert rates[4] >= 3.6 * rates[1]
 
@@ -217,7 +220,7 @@ def test_ray_costs_milliseconds(machines: Machines, server, content: bytes):
         for url, each in p50_ms.items():
             outcomes = asyncio.run(_one_user(url, message, 2.0))
             each.append(1e3 * percentile([outcome.took_s for outcome in outcomes], 50))
-    print("p50 in ms, through Ray and without:", *p50_ms.values())
+    log.info("p50 in ms, through Ray and without: %s", list(p50_ms.values()))
     assert min(p50_ms[machines.url]) - min(p50_ms[server.url]) < 25  # 5 on an idle machine: docs/cluster.md
 
 
@@ -268,7 +271,7 @@ def test_too_much_is_refused_at_once_by_the_cluster_as_a_whole(holding: Machines
     assert set(counts) == {200, 429}
     assert counts[200] == pytest.approx(400, rel=0.2)
     assert all(each.retry_after for each in load.outcomes if each.status == 429)
-    print("ms until a refusal, p50 and p90:", *(1e3 * percentile(load.took_s(429), rank) for rank in (50, 90)))
+    log.info("seconds until a refusal, p50 and p90: %s", [percentile(load.took_s(429), rank) for rank in (50, 90)])
     assert percentile(load.took_s(429), 90) < 0.5  # 50 ms on an idle machine: docs/cluster.md
     assert percentile(load.took_s(200), 99) < 0.1 * QUEUE_SIZE + 1
 

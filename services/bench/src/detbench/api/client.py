@@ -15,6 +15,8 @@ from detbench.api.schemas import (
     Kernels,
     Loaded,
     ModelSetStatus,
+    Problem,
+    ReplicaAnswer,
     Timed,
     VramStatus,
 )
@@ -125,17 +127,32 @@ class ServerClient:
         Raises:
             MalformedOutput: lists of different length, a NaN or an infinity.
         """
-        answer = self._call(
-            "POST",
-            f"/infer/{implementation}",
-            params={"model_set": model_set},
-            content=image,
-            headers={"Content-Type": content_type},
-        )
+        answer = self._send(f"/infer/{implementation}", model_set, image, content_type)
         try:
             return Inference.model_validate(answer)
         except ValidationError as error:
             raise MalformedOutput(f"{implementation}: {error.errors()[0]['msg']}") from error
+
+    def infer_by_replicas(
+        self, implementation: str, model_set: str, image: bytes, content_type: str
+    ) -> dict[str, Inference]:
+        """Detections in one encoded image by every replica of a cluster that answers, by its name.
+
+        Raises:
+            ServerError: a replica refuses; the message names it.
+            MalformedOutput: as `infer`.
+        """
+        rows = self._send(f"/replicas/infer/{implementation}", model_set, image, content_type)
+        try:
+            answers = [ReplicaAnswer.model_validate(row) for row in rows]
+        except ValidationError as error:
+            raise MalformedOutput(f"{implementation}: {error.errors()[0]['msg']}") from error
+        found: dict[str, Inference] = {}
+        for replica, status, answer in ((each.replica, each.status, each.answer) for each in answers):
+            if isinstance(answer, Problem):
+                raise ServerError(f"replica {replica} answered {status}: {answer.detail}", status)
+            found[replica] = answer
+        return found
 
     def sample_memory(self) -> None:
         """Nothing: the server keeps its own peaks."""
@@ -165,6 +182,15 @@ class ServerClient:
             timeout_s=_COMPILE_TIMEOUT_S,
         )
         return Timed.model_validate(answer).latencies_ms
+
+    def _send(self, path: str, model_set: str, image: bytes, content_type: str) -> Any:
+        return self._call(
+            "POST",
+            path,
+            params={"model_set": model_set},
+            content=image,
+            headers={"Content-Type": content_type},
+        )
 
     def _call(
         self,

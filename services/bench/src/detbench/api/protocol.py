@@ -171,6 +171,7 @@ class Oip(_Strict):
                 "total_inference_time_ms": timings.get("forward", 0.0) + timings.get("postprocess", 0.0),
                 "timings_ms": timings,
                 "batch_size": said.get("batch_size", 1),
+                "replica": said.get("replica"),
                 "detections": self._detections(found, image),
             }
         )

@@ -38,14 +38,44 @@ class ModelDetections(Response):
 
 
 class Inference(Response):
-    """The answer of `POST /infer`."""
+    """The answer of `POST /infer`; `replica` is which one of a cluster gave it."""
 
     implementation: str
     model_set: str
     total_inference_time_ms: float
     timings_ms: dict[str, float]
     batch_size: int
+    replica: str | None = None
     detections: list[ModelDetections]
+
+
+class Problem(Response):
+    """What is answered in place of what was asked for."""
+
+    detail: str
+
+
+class ReplicaAnswer(Response):
+    """One entry of `POST /replicas/infer`: what one replica answers, with the status of HTTP."""
+
+    replica: str
+    status: int
+    answer: Inference | Problem
+
+
+class Loaded(Response):
+    """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
+
+    `remark` is what really runs, as far as the name leaves it open; `first` whether this load made what later ones
+    find on disk, so that a new server loads faster and in less memory.
+    """
+
+    implementation: str
+    model_set: str
+    load_s: float
+    compile_s: float | None = None
+    remark: str = ""
+    first: bool = False
 
 
 class ImplementationStatus(Response):
@@ -53,7 +83,8 @@ class ImplementationStatus(Response):
 
     `recipe` is its value of each technique, None where it is no recipe; `technique` what it adds, empty where it is no
     row of the ablation, to the implementation named `adds_to`; `compiles` says that its first load on a machine takes
-    minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set.
+    minutes; `unavailable` is why it cannot run on this machine, `unsupported` why not with a model set. `loads` are
+    what the loads of those in `loaded` took.
     """
 
     name: str
@@ -62,6 +93,7 @@ class ImplementationStatus(Response):
     precision: str
     model_sets: list[str]
     loaded: list[str]
+    loads: list[Loaded] = []
     unavailable: str | None = None
     recipe: dict[str, str | bool] | None = None
     technique: str = ""
@@ -101,22 +133,6 @@ class ModelSetStatus(Response):
     models: list[ModelWeights]
 
 
-class Health(Response):
-    """The answer of `GET /health`."""
-
-    status: str
-    device: str
-    device_name: str
-    driver: str | None
-    versions: dict[str, str]
-    cpu_count: int
-    torch_threads: int
-    platform: str
-    revision: str | None
-    clocks_mhz: dict[str, int] | None
-    settings: dict[str, str | int | float | bool | None]
-
-
 class VramStatus(Response):
     """The answer of `GET /vram`, in MB (10^6 bytes); None where it does not apply. Peaks are since the last reset.
 
@@ -137,6 +153,36 @@ class VramStatus(Response):
     resident_peak_mb: float | None = None
 
 
+class ReplicaInfo(Response):
+    """One replica of a cluster; `weights` are the fingerprints of its models, by name."""
+
+    replica: str
+    node: str
+    address: str
+    pid: int
+    status: str
+    detail: str | None
+    weights: dict[str, str]
+    memory: VramStatus
+
+
+class Health(Response):
+    """The answer of `GET /health`; `replicas` is None of a server of one process."""
+
+    status: str
+    device: str
+    device_name: str
+    driver: str | None
+    versions: dict[str, str]
+    cpu_count: int
+    torch_threads: int
+    platform: str
+    revision: str | None
+    clocks_mhz: dict[str, int] | None
+    settings: dict[str, str | int | float | bool | None]
+    replicas: list[ReplicaInfo] | None = None
+
+
 class DeviceState(Response):
     """The answer of `GET /device`: what the GPU does now, by NVML; None without one, and for what it does not tell."""
 
@@ -144,21 +190,6 @@ class DeviceState(Response):
     power_w: float | None = None
     energy_j: float | None = None
     throttle_reasons: list[str] | None = None
-
-
-class Loaded(Response):
-    """The answer of `POST /implementations/{impl}/load`; `compile_s` is None where nothing is compiled.
-
-    `remark` is what really runs, as far as the name leaves it open; `first` whether this load made what later ones
-    find on disk, so that a new server loads faster and in less memory.
-    """
-
-    implementation: str
-    model_set: str
-    load_s: float
-    compile_s: float | None = None
-    remark: str = ""
-    first: bool = False
 
 
 class Kernels(Response):

@@ -69,9 +69,9 @@ def execute(options: argparse.Namespace) -> int:
         others = [status for status in asking.chosen() if status.name != BASELINE]
         (baseline,) = select_implementations(client.implementations(), [BASELINE], options.model_set)
         with asking.progress() as progress:
-            reference = asking.outputs_of(baseline, progress)
-        weights = client.model_set(options.model_set).models
-        comparisons, failures = asking.compare_all([baseline, *others], reference, weights, path, {BASELINE: reference})
+            answers = asking.outputs_of(baseline, progress)
+        weights, reference = client.model_set(options.model_set).models, next(iter(answers.values()))
+        comparisons, failures = asking.compare_all([baseline, *others], reference, weights, path, {BASELINE: answers})
     print_notes(comparisons)
     if not any(each.ground_truth for each in comparisons):
         raise DatasetError("no model of the set has a mAP, for the reasons above")

@@ -10,8 +10,10 @@ from detbench.commands.offered import PROCESS_RPS, add_arrival_options
 from detbench.commands.options import (
     add_dataset_options,
     add_implementations_option,
+    add_replicas_option,
     add_resume_option,
     add_server_options,
+    check_replicas,
     check_resumable,
     limit,
     opened_dataset,
@@ -37,6 +39,7 @@ from detbench.variables import positive_int
 _OF_THE_PLAN = (
     *(
         "implementations",
+        "replicas",
         "model_set",
         "dataset",
         "max_images",
@@ -58,13 +61,15 @@ that passed and the lowest that failed, until the two are near enough. Both are 
 
   detbench capacity --implementations baseline fastest --slo p99=200ms --slo errors=0.1%
   detbench capacity --implementations fastest --slo p90=3s --max-duration 600 --precision 5%
+  detbench capacity --implementations fastest --replicas 1 2 4 --slo p99=200ms
   detbench capacity --resume outputs/20261126-174500-mixed-capacity
 
 A probe is ended as soon as a limit cannot be held any more. One that fails because the load generator was busy, or
 because the machine's host took cores away, says nothing of the server: it is made again, and if that is no better the
 capacity is a lower bound.
 
-Each implementation has a server process of its own, as with detbench run. Everything goes to
+Each implementation has a server process of its own, as with detbench run, or with --replicas a cluster for each number
+of replicas, whose capacity is compared with that of one replica. Everything goes to
 outputs/<time>-<model set>-capacity/: capacity.json (after every probe), capacity.csv, capacity.md, capacity.html.
 
 Exit status: 0 every implementation has a capacity; 1 something ended badly; 2 nothing was measured; 3 an implementation
@@ -75,6 +80,7 @@ holds the limits at no rate.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_implementations_option(parser, "measure")
+    add_replicas_option(parser)
     add_server_options(parser)
     parser.add_argument(
         "--slo",
@@ -93,8 +99,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive_float,
         default=300.0,
         metavar="S",
-        help="seconds of all probes of one implementation together (default: %(default)g); a slow server needs more of "
-        "them for percentiles that are certain",
+        help="seconds of all probes of one search together (default: %(default)g); a slow server needs more of them "
+        "for percentiles that are certain",
     )
     parser.add_argument(
         "--precision",
@@ -120,6 +126,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Search for the capacities and report; returns the exit status."""
+    check_replicas(options)
     if options.resume:
         with held(options.resume):
             broken_off = _broken_off(options)
@@ -154,6 +161,7 @@ def _plan(options: argparse.Namespace) -> CapacityPlan:
     schedule_of(1.0, options.arrivals, options.burstiness, seed=options.seed)  # says what is wrong with them
     return CapacityPlan(
         implementations=tuple(options.implementations) if options.implementations else None,
+        replicas=tuple(options.replicas or ()),
         subject=_subject(options.model_set, opened_dataset(options), options.outputs_dir),
         slo=tuple(options.slo),
         arrivals=options.arrivals,
@@ -192,6 +200,7 @@ def _plan_of(broken_off: Capacities, options: argparse.Namespace) -> CapacityPla
     options.host = settings.host
     return CapacityPlan(
         implementations=tuple(settings.implementations),
+        replicas=() if settings.host else tuple(settings.replicas),
         subject=_subject(settings.model_set, dataset, options.outputs_dir),
         slo=tuple(settings.slo),
         arrivals=settings.arrivals,

@@ -31,6 +31,8 @@ no coordinate of a pair 0.05 px and no score 1e-3 apart, all labels equal, nothi
 not claim to be exact is tolerated where its answers are near: mean IoU of the pairs >= 0.9, scores MSE of the pairs
 <= 2.5e-3, labels accuracy >= 0.8, and with annotations no more than --max-map-loss of mAP lost.
 
+Of a cluster (--host) every replica is asked: the figures are those of the worst, and whichever fails is named.
+
   detbench compare --implementations baseline invalid --model-set mixed
 
 BENCHMARK_PUSHGATEWAY_URL names a Pushgateway that takes the figures, for dashboards; so it does for `detbench run`.
@@ -63,7 +65,7 @@ def execute(options: argparse.Namespace) -> int:
     path = options.json or options.outputs_dir / "compare" / f"{options.model_set}.json"
     with connected(options, console) as client:
         reference = load_reference(options.outputs_dir, options.model_set, client.health().device)
-        reference.check(client.model_set(options.model_set).models, dataset.photos)
+        others = reference.check_server(client, dataset.photos)
         asking = Asking(client, options, dataset, console)
         expected, weights = reference.outputs_of(dataset.photos), reference.manifest.weights
         comparisons, failures = asking.compare_all(asking.chosen(), expected, weights, path)
@@ -74,6 +76,7 @@ def execute(options: argparse.Namespace) -> int:
         for reason in comparison.reasons:
             console.print(f"{comparison.implementation}: {reason}", markup=False, soft_wrap=True)
     print_notes(comparisons)
+    failures = [*others, *failures]
     for failure in failures:
         console.print(failure, style="red", markup=False, soft_wrap=True)
     asked = f"{len(dataset.photos)} images of {dataset.name}, {options.concurrency} at a time"

@@ -17,7 +17,8 @@ from detbench.errors import DatasetError, MalformedOutput, ServerError
 from detbench.measure.progress import loading
 from detbench.measure.selection import left_out, select_implementations
 from detbench.quality.compare import compare
-from detbench.quality.outputs import ImageOutput, collect
+from detbench.quality.outputs import ImageOutput, collect_by_replica
+from detbench.quality.replicas import worst_of
 from detbench.results.quality import Comparison
 
 _COMPARISONS = TypeAdapter(list[Comparison])
@@ -54,8 +55,10 @@ class Asking:
             self._console.print(line, markup=False, soft_wrap=True)
         return select_implementations(offered, names, model_set)
 
-    def outputs_of(self, status: ImplementationStatus, progress: Progress) -> list[ImageOutput]:
+    def outputs_of(self, status: ImplementationStatus, progress: Progress) -> dict[str | None, list[ImageOutput]]:
         """What one implementation answers, loaded for it and unloaded again where it was not loaded before.
+
+        By replica of a cluster, else by None; see `collect_by_replica`.
 
         Raises:
             ServerError: it cannot be loaded, or does not answer.
@@ -66,7 +69,7 @@ class Asking:
         self._client.load(status.name, model_set)
         progress.update(task, description=status.name)
         advance = partial(_advance, progress, task)
-        outputs = collect(self._client, status.name, model_set, photos, advance, self._options.concurrency)
+        outputs = collect_by_replica(self._client, status.name, model_set, photos, advance, self._options.concurrency)
         if model_set not in status.loaded:
             self._client.unload(status.name, model_set)
         return outputs
@@ -77,9 +80,9 @@ class Asking:
         reference: Sequence[ImageOutput],
         weights: Sequence[ModelWeights],
         path: Path,
-        known: Mapping[str, list[ImageOutput]] | None = None,
+        known: Mapping[str, dict[str | None, list[ImageOutput]]] | None = None,
     ) -> tuple[list[Comparison], list[str]]:
-        """Compare each with `reference`; `path` has every figure as soon as it is known.
+        """Compare each with `reference`, of a cluster every replica; `path` has every figure as soon as it is known.
 
         Args:
             known: what implementations have answered already, which are not asked again.
@@ -93,18 +96,17 @@ class Asking:
             for status in statuses:
                 try:
                     outputs = (known or {}).get(status.name) or self.outputs_of(status, progress)
-                    comparisons.append(
-                        compare(
-                            reference,
-                            outputs,
-                            implementation=status.name,
-                            model_set=self._options.model_set,
-                            exact=status.exact,
-                            weights=weights,
-                            annotations=self._dataset.annotations,
-                            map_loss=self._options.max_map_loss,
-                        )
+                    compared = partial(
+                        compare,
+                        reference,
+                        implementation=status.name,
+                        model_set=self._options.model_set,
+                        exact=status.exact,
+                        weights=weights,
+                        annotations=self._dataset.annotations,
+                        map_loss=self._options.max_map_loss,
                     )
+                    comparisons.append(worst_of({replica: compared(found) for replica, found in outputs.items()}))
                 except (DatasetError, ServerError, MalformedOutput) as error:
                     failures.append(f"{status.name}: {error}")
                 write_atomically(path, _COMPARISONS.dump_json(comparisons, indent=1))

@@ -10,7 +10,13 @@ from detbench.report import capacity
 from detbench.report.ablation import comparisons_of, notes_of, terminal_tables
 from detbench.report.answer import answer, ceiling
 from detbench.report.rows import columns_of, doubt_lines, ground_truth_notes, rows_of, uncertain_line
-from detbench.report.table import implementations_table, output_error_table, table_of, terminal_table
+from detbench.report.table import (
+    implementations_table,
+    output_error_table,
+    scaling_table,
+    table_of,
+    terminal_table,
+)
 from detbench.report.versus import COLUMNS, advice, differences
 from detbench.results.ablation import Ablation
 from detbench.results.capacity import Capacities
@@ -37,6 +43,8 @@ def print_sweep(sweep: Sweep) -> None:
         Console().print(f"{uncertain}\n", markup=False, highlight=False, soft_wrap=True)
     if doubts := doubt_lines(rows):
         _print_lines([*doubts, ""])
+    if scaling := scaling_table(sweep):
+        print_tables(scaling)
     print_tables(implementations_table(sweep))
     if sweep.comparisons:
         print_tables(output_error_table(sweep.comparisons))

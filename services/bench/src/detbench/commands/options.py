@@ -16,7 +16,7 @@ from detbench.errors import DetbenchError
 from detbench.measure.progress import SweepProgress
 from detbench.measure.revision import git_revision
 from detbench.measure.selection import ALL
-from detbench.measure.server_process import ServerProcess
+from detbench.measure.server_process import Cluster, ServerProcess
 from detbench.measure.servers import OwnServers, ServerAt, Servers
 from detbench.quality.compare import TOLERATED_MAP_LOSS
 from detbench.results.loads import Objective
@@ -117,6 +117,26 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_replicas_option(parser: argparse.ArgumentParser) -> None:
+    """`--replicas`."""
+    parser.add_argument(
+        "--replicas",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        help="measure each implementation in clusters of so many replicas, one after the other, which are started for "
+        "this command and need Ray Serve; with 1 among them the others are compared with that",
+    )
+
+
+def check_replicas(options: argparse.Namespace) -> None:
+    """Raise `DetbenchError` where clusters are to be started, and there is a server."""
+    if options.replicas and options.host:
+        raise DetbenchError(
+            "--replicas starts clusters of its own, and --host (or BENCHMARK_HOST) is a server that runs; leave one out"
+        )
+
+
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """`--dataset`, `--max-images`, `--data-dir` and `--outputs-dir`."""
     parser.add_argument(
@@ -205,20 +225,21 @@ def opened_dataset(options: argparse.Namespace) -> Dataset:
     return fetch_or_open(options.dataset, options.data_dir, options.max_images)
 
 
-def own_server(log: Path, data_dir: Path, most_in_flight: int = 1) -> ServerProcess:
-    """A server for this command alone, with nothing loaded, so that one implementation at a time can be.
+def own_server(log: Path, cluster: Cluster | None, *, data_dir: Path, most_in_flight: int = 1) -> ServerProcess:
+    """A server for this command alone: with nothing loaded, so that one implementation at a time can be, or a cluster.
 
-    Its queue takes `most_in_flight` requests, unless DETSERVER_QUEUE_SIZE says otherwise.
+    Its queue takes `most_in_flight` requests, unless DETSERVER_QUEUE_SIZE says otherwise; that of a replica, too.
     """
     queue_size = os.environ.get("DETSERVER_QUEUE_SIZE", str(max(most_in_flight, _QUEUE_SIZE)))
     environment = {
         "DETSERVER_PRELOAD": "none",
+        "DETSERVER_REPLICAS": "0",
         "DETSERVER_DATA_DIR": str(data_dir),
         "DETSERVER_QUEUE_SIZE": queue_size,
     }
     if revision := git_revision():
         environment["DETSERVER_REVISION"] = revision
-    return ServerProcess(log, environment)
+    return ServerProcess(log, environment, cluster)
 
 
 @contextmanager
@@ -233,7 +254,7 @@ def connected(options: argparse.Namespace, console: Console) -> Iterator[ServerC
             client.ready()
             yield client
         return
-    with own_server(options.outputs_dir / "server.log", options.data_dir) as process:
+    with own_server(options.outputs_dir / "server.log", None, data_dir=options.data_dir) as process:
         with console.status("starting the server"):
             process.wait_ready()
         with ServerClient(process.host) as client:

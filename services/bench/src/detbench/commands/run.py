@@ -17,8 +17,10 @@ from detbench.commands.options import (
     add_implementations_option,
     add_map_loss_option,
     add_protocol_options,
+    add_replicas_option,
     add_resume_option,
     add_server_options,
+    check_replicas,
     check_resumable,
     limit,
     positive_float,
@@ -41,6 +43,7 @@ from detbench.variables import of_variable, port, positive_int
 _OF_THE_PLAN = (
     *(
         "implementations",
+        "replicas",
         "model_set",
         "dataset",
         "max_images",
@@ -78,6 +81,11 @@ was not achieved, figures drifted, the machine's host took cores away, …). --s
 A run that was broken off goes on where it stopped, on the same machine, with --resume; what it has is not measured
 again.
 
+With --replicas each implementation is measured in clusters of so many replicas, which are started for it one after the
+other, and a table says what more of them are worth. A cluster that runs is measured as any server: name it with --host.
+
+  detbench run --implementations fastest --replicas 1 2 4 --users 16 --repeats 3 --compare-outputs
+
 With --protocol oip, a server that is not ours is measured the same way: Triton, KServe, or whatever else speaks the
 Open Inference Protocol. Its answers are compared with the reference, which `detbench reference` has to make before:
 
@@ -98,7 +106,7 @@ compiled code), that server is ended and a new one loads again: the measured pro
 Its memory peak is thus its own; the report also says how much of it an empty server does not take. A server that ends
 or does not start is a problem in the report, with the end of its log, and the next implementation has its own.
 Against a server of yours (--host), all is measured in that one, one implementation at a time: everything that it has
-loaded is unloaded first, and its memory may hold what others left.
+loaded is unloaded first, unless it is a cluster, and its memory may hold what others left.
 
 Everything goes to outputs/<time>-<model set>/: results.json (after every run), results.csv, results.md, report.html,
 the detections and the log of each server; of an ablation to outputs/<time>-<model set>-ablation/: ablation.json (after
@@ -112,6 +120,7 @@ invalid; 2 nothing was measured; 3 a limit of --slo is missed, by what was not m
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_implementations_option(parser, "measure")
+    add_replicas_option(parser)
     add_server_options(parser)
     add_protocol_options(parser)
     parser.add_argument(
@@ -206,6 +215,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the sweep or the ablation and report; returns the exit status."""
+    check_replicas(options)
+    if options.ablation and options.replicas:
+        raise DetbenchError("an ablation times batches in one process; leave out --replicas, or --ablation")
     if options.ablation and (is_open_loop(options) or options.slo or options.until):
         raise DetbenchError(
             "an ablation times batches without load; leave out --rate, --steps, --trace, --slo, --until"

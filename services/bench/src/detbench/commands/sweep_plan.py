@@ -44,6 +44,7 @@ def plan_of_options(options: argparse.Namespace) -> Plan:
         protocol = _oip(read_tensors(options.tensors) if options.tensors else Tensors(), subject)
     return Plan(
         implementations=tuple(options.implementations) if options.implementations else None,
+        replicas=tuple(options.replicas or ()),
         subject=subject,
         offered=offered,
         processes=options.processes,
@@ -74,6 +75,7 @@ def plan_of_run(broken_off: Sweep, options: argparse.Namespace) -> Plan:
     subject = Subject(settings.model_set, dataset, options.outputs_dir, settings.concurrency, settings.max_map_loss)
     return Plan(
         implementations=tuple(settings.implementations),
+        replicas=() if settings.host else tuple(settings.replicas),
         subject=subject if isinstance(settings.protocol, Native) else _with_reference(subject),
         offered=tuple(settings.offered),
         processes=settings.processes,

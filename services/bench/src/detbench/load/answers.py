@@ -3,7 +3,7 @@
 import marshal
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +18,14 @@ _PACKING = 2
 
 
 class DistinctAnswer(NamedTuple):
-    """One of the different answers to a photo; `photo` is the SHA-256 of its file, `times` how often it came."""
+    """One of the different answers to a photo; `photo` is the SHA-256 of its file.
+
+    `times` is how often it came, by the replica that gave it; by None of a server that is no cluster.
+    """
 
     photo: str
     detections: list[ModelDetections]
-    times: int
+    times: dict[str | None, int]
 
 
 class DistinctAnswers:
@@ -35,15 +38,15 @@ class DistinctAnswers:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._kept_bytes = 0
-        self._counts: dict[tuple[str, bytes], int] = {}
+        self._counts: dict[tuple[str, bytes], dict[str | None, int]] = {}
 
     def add(self, photo: str, answer: Inference) -> None:
         """Count an answer to the photo with this SHA-256."""
         key = photo, _packed(answer)
-        if (count := self._counts.get(key)) is not None:
-            self._counts[key] = count + 1
+        if (times := self._counts.get(key)) is not None:
+            times[answer.replica] = times.get(answer.replica, 0) + 1
         elif self._kept_bytes + len(key[1]) <= self._most_bytes:
-            self._counts[key] = 1
+            self._counts[key] = {answer.replica: 1}
             self._kept_bytes += len(key[1])
 
     def write(self, folder: Path) -> None:
@@ -55,11 +58,12 @@ class DistinctAnswers:
 
 def read_answers(folder: Path) -> Iterator[DistinctAnswer]:
     """The answers that the processes of a load, or of its parts, wrote into `folder`; what several had is one."""
-    counts: Counter[tuple[str, bytes]] = Counter()
+    counts: defaultdict[tuple[str, bytes], Counter[str | None]] = defaultdict(Counter)
     for path in folder.iterdir():
-        counts.update(marshal.loads(path.read_bytes()))
-    for (photo, packed), count in counts.items():
-        yield DistinctAnswer(photo, _unpacked(packed), count)
+        for key, times in marshal.loads(path.read_bytes()).items():
+            counts[key].update(times)
+    for (photo, packed), total in counts.items():
+        yield DistinctAnswer(photo, _unpacked(packed), dict(total))
 
 
 def _packed(answer: Inference) -> bytes:

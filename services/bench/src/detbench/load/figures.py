@@ -27,6 +27,7 @@ def load_of(tally: Tally, offered: ClosedLoop | OpenLoop) -> Load:
         dropped=tally.dropped,
         offered_rps=_rate(tally.issued, window_s) if is_open else None,
         rps=_rate(tally.answered_within, window_s),
+        replicas_rps={name: _rate(count, window_s) for name, count in sorted(tally.answered_by_replica.items())},
         latency=times_of(tally.latency, tally.failed + tally.dropped),
         service=times_of(tally.service, tally.failed),
         lateness=_lateness(tally) if is_open and tally.issued > tally.dropped else None,
@@ -54,6 +55,7 @@ def together(loads: Sequence[Load]) -> Load:
         dropped=dropped,
         offered_rps=sum(offered) / window_s if offered and window_s else None,
         rps=sum(load.rps * load.window_s for load in loads) / window_s if window_s else 0.0,
+        replicas_rps=_by_replica(loads),
         latency=_times((load.latency for load in loads), failed + dropped),
         service=_times((load.service for load in loads), failed),
         lateness=_worst([load.lateness for load in loads if load.lateness]),
@@ -65,6 +67,16 @@ def together(loads: Sequence[Load]) -> Load:
             max(each) for each in zip(*(load.generator_cpu_percent for load in loads), strict=False)
         ],
     )
+
+
+def _by_replica(loads: Sequence[Load]) -> dict[str, float]:
+    """The rate of each replica over the loads that it was there for: each round has a cluster of its own."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for load in loads for name in load.replicas_rps):
+        own = [load for load in loads if name in load.replicas_rps]
+        answered = sum(load.replicas_rps[name] * load.window_s for load in own)
+        found[name] = _rate(answered, sum(load.window_s for load in own))
+    return found
 
 
 def _one_after_the_other(loads: Sequence[Load]) -> Series:
@@ -83,7 +95,7 @@ def _one_after_the_other(loads: Sequence[Load]) -> Series:
     return Series(answered=answered, issued=issued, latency_mean_ms=means_ms)
 
 
-def _rate(count: int, window_s: float) -> float:
+def _rate(count: float, window_s: float) -> float:
     return count / window_s if window_s > 0 else 0.0
 
 

@@ -71,6 +71,7 @@ class Recorder:
         self._errors: Counter[str] = Counter()
         self._stages_ms: defaultdict[str, float] = defaultdict(float)
         self._answered_by: Counter[int] = Counter()
+        self._answered_by_replica: Counter[str] = Counter()
         self._issued_by: Counter[int] = Counter()
         self._latency_s_by: defaultdict[int, float] = defaultdict(float)
 
@@ -180,6 +181,7 @@ class Recorder:
             dropped=self._dropped,
             errors=dict(self._errors),
             answered_within=self._answered_within,
+            answered_by_replica=dict(self._answered_by_replica),
             latency=self._latency.encode().decode(),
             service=self._service.encode().decode(),
             lateness=self._lateness.encode().decode(),
@@ -198,6 +200,8 @@ class Recorder:
             if ended.error is None:
                 self._answered_within += 1
                 self._answered_by[int(ended.answered_s - opened_s)] += 1
+                if request.answer is not None and request.answer.replica is not None:
+                    self._answered_by_replica[request.answer.replica] += 1
         if not opened_s <= request.scheduled_s <= closes_s:
             return
         self._sent(request)

@@ -38,6 +38,7 @@ class Tally(Record):
     dropped: int
     errors: dict[str, int] = Field(description="reason to count")
     answered_within: int = Field(description="good answers within the window, whenever they were issued")
+    answered_by_replica: dict[str, int] = Field(description="of those in `answered_within`; empty without a cluster")
     latency: str = Field(description="histogram of the answered ones")
     service: str = Field(description="histogram of the answered ones")
     lateness: str = Field(description="histogram of the sent ones")
@@ -65,6 +66,7 @@ def merged(tallies: Sequence[Tally]) -> Tally:
         dropped=sum(each.dropped for each in tallies),
         errors=summed(each.errors for each in tallies),
         answered_within=sum(each.answered_within for each in tallies),
+        answered_by_replica=summed(each.answered_by_replica for each in tallies),
         latency=added(each.latency for each in tallies),
         service=added(each.service for each in tallies),
         lateness=added(each.lateness for each in tallies),

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detbench.api.client import ServerClient
-from detbench.api.schemas import ImplementationStatus
 from detbench.atomic import write_atomically
-from detbench.datasets import Photo
 from detbench.errors import ServerError
 from detbench.host import CpuWatch
 from detbench.load.schedules import Schedule, schedule_of
@@ -19,10 +17,9 @@ from detbench.measure.generators import LoadRequest, run_load
 from detbench.measure.probe_outcome import hopeless, outcome_of, requests_needed
 from detbench.measure.progress import SweepProgress
 from detbench.measure.resume import check_circumstances
-from detbench.measure.selection import left_out, select_implementations
+from detbench.measure.selection import Deployment, left_out, replicas_of, select_implementations
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
-from detbench.quality.outputs import ask
 from detbench.report.capacity import sentence_of
 from detbench.results.capacity import Capacities, Capacity, CapacitySettings, Outcome, Probe
 from detbench.results.loads import ClosedLoop, Objective, OpenLoop
@@ -43,10 +40,12 @@ _DRAIN_S = 30.0
 class CapacityPlan:
     """What a search for capacities is to do; what `implementations` None is, `select_implementations` says.
 
-    The other fields are those of `CapacitySettings`.
+    `replicas` are those of the clusters to start for each implementation; empty: what measures is no cluster, or the
+    one that is there. The other fields are those of `CapacitySettings`.
     """
 
     implementations: tuple[str, ...] | None
+    replicas: tuple[int, ...]
     subject: Subject
     slo: tuple[Objective, ...]
     arrivals: str | None
@@ -111,7 +110,7 @@ class CapacityRunner:
         self._servers = servers
         self._progress = progress
         self._session = Session(plan.subject, run_dir, servers, progress, self._note_problem)
-        self._implementations: list[ImplementationStatus]
+        self._deployments: list[Deployment]
         self._capacities: Capacities
 
     def prepare(self) -> None:
@@ -124,10 +123,12 @@ class CapacityRunner:
         plan, model_set = self._plan, self._plan.subject.model_set
         with self._servers.empty() as server:
             offered = server.client.implementations()
-            self._implementations = select_implementations(offered, plan.implementations, model_set)
+            implementations = select_implementations(offered, plan.implementations, model_set)
             if line := left_out(offered, plan.implementations, model_set):
                 self._progress.say(line)
-            self._capacities = _new_capacities(server.client, plan, self._implementations, self._servers.host)
+            replicas = replicas_of(server.client, plan.replicas)
+            self._deployments = [Deployment(status, each) for status in implementations for each in replicas]
+            self._capacities = _new_capacities(server.client, plan, self._deployments, self._servers.host)
         if self._broken_off:
             check_circumstances(self._broken_off, self._capacities)
             self._capacities = self._broken_off
@@ -135,35 +136,32 @@ class CapacityRunner:
 
     def run(self) -> Capacities:
         """Search for every capacity; what ends badly is a problem in the result, and what follows is measured still."""
-        left = [each for each in self._implementations if self._capacities.of(each.name).ended_by is None]
+        left = [each for each in self._deployments if self._found(each).ended_by is None]
         self._progress.expect(len(left), self._plan.max_duration_s)
-        for status in left:
-            with self._session.trouble(f"the capacity of {status.name} was not found"):
-                self._search(status)
-            if self._capacities.of(status.name).ended_by is None:
-                self._keep(status.name, ended_by="failure")
+        for deployment in left:
+            with self._session.trouble(f"the capacity of {deployment} was not found"):
+                self._search(deployment)
+            if self._found(deployment).ended_by is None:
+                self._keep(deployment, ended_by="failure")
         self._update(ended=_now())
         return self._capacities
 
-    def _search(self, status: ImplementationStatus) -> None:
-        plan, name = self._plan, status.name
-        with self._session.alone(status) as (server, info):
-            if self._capacities.of(name).implementation.load_s is None:
-                self._keep(name, implementation=info)
-            counted = self._session.counted(f"{name}: warm-up", plan.warmup_requests)
-            for index in range(plan.warmup_requests):
-                ask(server.client, name, plan.subject.model_set, self._photo(index))
-                counted()
-            bounds = self._bounds(self._capacities.of(name).closed_loop or self._closed_loop(server, name))
-            while isinstance(step := next_step(_tried(self._capacities.of(name)), bounds), Ask):
-                probe = self._probe(server, name, step)
-                self._add(name, probe)
+    def _search(self, deployment: Deployment) -> None:
+        plan = self._plan
+        with self._session.alone(deployment) as (server, info):
+            if self._found(deployment).implementation.load_s is None:
+                self._keep(deployment, implementation=info)
+            self._session.warm_up(server, deployment, plan.warmup_requests)
+            bounds = self._bounds(self._found(deployment).closed_loop or self._closed_loop(server, deployment))
+            while isinstance(step := next_step(_tried(self._found(deployment)), bounds), Ask):
+                probe = self._probe(server, deployment, step)
+                self._add(deployment, probe)
                 self._progress.run_done(step.duration_s)
                 if probe.run.load is None and not _answers(server):
-                    self._note_problem(f"{name}, {probe.run.offered}: {probe.reason}")
+                    self._note_problem(f"{deployment}, {probe.run.offered}: {probe.reason}")
                     return
-            self._keep(name, ended_by=step)
-        self._progress.say(sentence_of(self._capacities.of(name), plan.slo))
+            self._keep(deployment, ended_by=step)
+        self._progress.say(sentence_of(self._found(deployment), plan.slo))
 
     def _bounds(self, closed_loop: Run) -> Bounds:
         plan = self._plan
@@ -176,34 +174,32 @@ class CapacityRunner:
             precision=plan.precision,
         )
 
-    def _closed_loop(self, server: Server, name: str) -> Run:
-        """What a few users get who send one request after the other."""
-        offered = ClosedLoop(users=_USERS)
-        what = f"{name}, {offered}"
+    def _closed_loop(self, server: Server, deployment: Deployment) -> Run:
+        """What a few users get, of each replica, who send one request after the other."""
+        offered = ClosedLoop(users=_USERS * (deployment.replicas or 1))
+        what = f"{deployment}, {offered}"
         self._progress.doing(what)
-        run = self._run_of(name, offered)
-        load = run_load(
-            self._request(server, name, offered, _GUESS_S), lambda message: self._watch(server, what, message)
-        )
+        run = self._run_of(deployment, offered)
+        load = run_load(self._request(server, run, _GUESS_S), lambda message: self._watch(server, what, message))
         run = judged(run.model_copy(update={"load": load, "ended": _now()}))
-        self._keep(name, closed_loop=run)
+        self._keep(deployment, closed_loop=run)
         self._progress.say(f"{what}: {load.rps:.3g} requests/s, the first guess")
         return run
 
-    def _add(self, name: str, probe: Probe) -> None:
-        capacity = self._capacities.of(name)
+    def _add(self, deployment: Deployment, probe: Probe) -> None:
+        capacity = self._found(deployment)
         capacity = capacity.model_copy(update={"probes": [*capacity.probes, probe]})
         last_passed, first_failed = bracket(_tried(capacity))
-        self._keep(name, probes=capacity.probes, last_passed=last_passed, first_failed=first_failed)
+        self._keep(deployment, probes=capacity.probes, last_passed=last_passed, first_failed=first_failed)
         self._progress.say(_in_short(probe))
 
-    def _probe(self, server: Server, name: str, step: Ask) -> Probe:
+    def _probe(self, server: Server, deployment: Deployment, step: Ask) -> Probe:
         plan = self._plan
-        offered = plan.offered(step.rate, len(self._capacities.of(name).probes) + 1)
-        what = f"{name}, {offered}{', confirming' if step.confirms else ''}"
+        offered = plan.offered(step.rate, len(self._found(deployment).probes) + 1)
+        what = f"{deployment}, {offered}{', confirming' if step.confirms else ''}"
         self._progress.doing(what)
         requests = len(plan.schedule(step.rate, offered.seed).between(0, step.duration_s))
-        run = self._run_of(name, offered)
+        run = self._run_of(deployment, offered)
         began_s = time.monotonic()
         watch = CpuWatch()
 
@@ -214,7 +210,7 @@ class CapacityRunner:
 
         try:
             server.client.reset_peaks()
-            load = run_load(self._request(server, name, offered, step.duration_s), on_message)
+            load = run_load(self._request(server, run, step.duration_s), on_message)
             figures = {"load": load, "cpu": watch.shares(), "memory": server.memory(), "ended": _now()}
             run = judged(run.model_copy(update=figures), plan.slo)
             outcome, reason = outcome_of(run, plan.slo)
@@ -223,7 +219,7 @@ class CapacityRunner:
             for doubt in stolen(watch.shares()):
                 outcome, reason = "unusable", f"{reason}, but {doubt.message}"
             run = run.model_copy(update={"reason": reason, "cpu": watch.shares(), "ended": _now()})
-            self._wait_until_idle(server, name)
+            self._wait_until_idle(server, deployment)
         except ServerError as error:
             # A generator that ended says nothing of a server that still answers.
             outcome, reason = "unusable" if _answers(server) else "failed", server.reason(error)
@@ -237,29 +233,29 @@ class CapacityRunner:
             took_s=time.monotonic() - began_s,
         )
 
-    def _wait_until_idle(self, server: Server, name: str) -> None:
+    def _wait_until_idle(self, server: Server, deployment: Deployment) -> None:
         """Send one request, which is answered when those before it are, so that the next probe finds no queue."""
         try:
-            ask(server.client, name, self._plan.subject.model_set, self._photo(0))
+            self._session.warm_up(server, deployment, 1)
         except ServerError as error:
-            self._progress.say(f"{name}: after an overload: {server.reason(error)}")
+            self._progress.say(f"{deployment}: after an overload: {server.reason(error)}")
 
     def _watch(self, server: Server, what: str, message: dict[str, Any]) -> None:
         self._progress.within_run(what, message)
         if not server.alive():
             raise ServerError("the server ended in the middle of the run")
 
-    def _request(self, server: Server, name: str, offered: ClosedLoop | OpenLoop, duration_s: float) -> LoadRequest:
+    def _request(self, server: Server, run: Run, duration_s: float) -> LoadRequest:
         plan = self._plan
         longest_s = max((each.limit / 1e3 for each in plan.slo if each.is_latency), default=0.0)
         return LoadRequest(
             server.client.host,
-            name,
-            plan.subject.model_set,
+            run.implementation,
+            run.model_set,
             plan.dataset_name,
             plan.data_dir,
             len(plan.subject.dataset.photos),
-            offered,
+            run.offered,
             duration_s,
             processes=plan.processes,
             drain_s=max(_DRAIN_S, _DRAIN_LIMITS * longest_s),
@@ -267,24 +263,30 @@ class CapacityRunner:
             slo=plan.slo,
         )
 
-    def _run_of(self, name: str, offered: ClosedLoop | OpenLoop) -> Run:
-        model_set = self._plan.subject.model_set
-        return Run(implementation=name, model_set=model_set, offered=offered, verdict="failed", started=_now())
-
-    def _photo(self, index: int) -> Photo:
-        photos = self._plan.subject.dataset.photos
-        return photos[index % len(photos)]
+    def _run_of(self, deployment: Deployment, offered: ClosedLoop | OpenLoop) -> Run:
+        return Run(
+            implementation=deployment.status.name,
+            model_set=self._plan.subject.model_set,
+            replicas=deployment.replicas,
+            offered=offered,
+            verdict="failed",
+            started=_now(),
+        )
 
     def _note_problem(self, problem: str) -> None:
         self._progress.say(f"problem: {problem}")
         self._update(problems=[*self._capacities.problems, problem])
 
-    def _keep(self, name: str, **fields: object) -> None:
-        """Keep what is new of the search of one implementation."""
+    def _found(self, deployment: Deployment) -> Capacity:
+        """What the search of a deployment has found so far."""
+        return next(each for each in self._capacities.capacities if each.deployment == str(deployment))
+
+    def _keep(self, deployment: Deployment, **fields: object) -> None:
+        """Keep what is new of the search of one deployment."""
+        known = self._found(deployment)
         self._update(
             capacities=[
-                each.model_copy(update=fields) if each.implementation.name == name else each
-                for each in self._capacities.capacities
+                each.model_copy(update=fields) if each is known else each for each in self._capacities.capacities
             ]
         )
 
@@ -310,14 +312,15 @@ def _answers(server: Server) -> bool:
 
 
 def _new_capacities(
-    client: ServerClient, plan: CapacityPlan, implementations: list[ImplementationStatus], host: str | None
+    client: ServerClient, plan: CapacityPlan, deployments: list[Deployment], host: str | None
 ) -> Capacities:
     health = client.health()
     return Capacities(
         started=_now(),
         settings=CapacitySettings(
-            implementations=[status.name for status in implementations],
+            implementations=list(dict.fromkeys(each.status.name for each in deployments)),
             model_set=plan.subject.model_set,
+            replicas=list(dict.fromkeys(each.replicas for each in deployments if each.replicas is not None)),
             slo=list(plan.slo),
             arrivals=plan.arrivals,
             burstiness=plan.burstiness,
@@ -335,7 +338,7 @@ def _new_capacities(
         ),
         environment=environment_of(health),
         weights=client.model_set(plan.subject.model_set).models,
-        capacities=[Capacity(implementation=info_of(status)) for status in implementations],
+        capacities=[Capacity(implementation=info_of(each.status), replicas=each.replicas) for each in deployments],
     )
 
 
@@ -343,7 +346,7 @@ def _in_short(probe: Probe) -> str:
     """A probe that was made, in a line."""
     kind = ", confirming" if probe.confirms else ""
     reason = f": {probe.reason}" if probe.reason else ""
-    return f"{probe.run.implementation}, {probe.run.offered}{kind}: {probe.outcome}{reason}"
+    return f"{probe.run.deployment}, {probe.run.offered}{kind}: {probe.outcome}{reason}"
 
 
 def _now() -> datetime:

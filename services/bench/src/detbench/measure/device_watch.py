@@ -12,13 +12,16 @@ _EVERY_S = 1.0
 class DeviceWatch:
     """Samples the GPU from its making on, once a second where `sample` is called more often.
 
+    Of several replicas each tells of its own GPU, and which of them is asked is chance: none is sampled.
+
     Raises:
         ServerError: the server does not answer; of every method.
     """
 
     def __init__(self, client: ServerClient) -> None:
         self._client = client
-        self._states = [client.device_state()]
+        several = len(client.health().replicas or []) > 1
+        self._states = [DeviceState() if several else client.device_state()]
         self._sampled_s = time.monotonic()
 
     def sample(self) -> None:

@@ -5,6 +5,7 @@ from typing import Self
 
 from detbench.api.schemas import ImplementationStatus
 from detbench.host import available_mb
+from detbench.measure.selection import Deployment
 from detbench.measure.servers import Server
 from detbench.measure.session import Session
 from detbench.results.sweep import ImplementationInfo
@@ -43,7 +44,7 @@ class KeptServers:
         if (kept := self._kept.pop(status.name, None)) is None:
             self._make_room()
             with ExitStack() as stack:
-                server, info = stack.enter_context(self._session.alone(status))
+                server, info = stack.enter_context(self._session.alone(Deployment(status)))
                 kept = stack.pop_all(), server, info
         self._kept[status.name] = kept
         return kept[1:]

@@ -68,34 +68,36 @@ def push_runs(runs: Sequence[Run], slo: Sequence[Objective] = (), url: str | Non
     """Push what a sweep has measured so far of one implementation, in place of what is there; see `push_comparisons`.
 
     Args:
-        runs: of one implementation and model set, each under another load. The label `users` is "open" for open loops.
+        runs: of one implementation and model set, each under another load, or of another number of replicas. The label
+            `users` is "open" for open loops; clusters have a label `replicas`.
         slo: the limits that the runs were to hold.
     """
     figures = _Figures(RUN_FIGURES, implementation=runs[0].implementation, model_set=runs[0].model_set)
     for run in runs:
         users = str(run.offered.users) if isinstance(run.offered, ClosedLoop) else "open"
+        labels = {"users": users} | ({} if run.replicas is None else {"replicas": str(run.replicas)})
         if run.ended is not None:
-            figures.set("detbench_run_timestamp_seconds", run.ended.timestamp(), users=users)
-        figures.set("detbench_run_valid", run.verdict == "valid", users=users)
+            figures.set("detbench_run_timestamp_seconds", run.ended.timestamp(), **labels)
+        figures.set("detbench_run_valid", run.verdict == "valid", **labels)
         if slo:
-            figures.set("detbench_run_limits_held", not run.missed, users=users)
+            figures.set("detbench_run_limits_held", not run.missed, **labels)
         if run.load is None:
             continue
-        figures.set("detbench_run_failures", run.load.failed, users=users)
-        figures.set("detbench_run_dropped", run.load.dropped, users=users)
+        figures.set("detbench_run_failures", run.load.failed, **labels)
+        figures.set("detbench_run_dropped", run.load.dropped, **labels)
         if run.load.offered_rps is not None:
-            figures.set("detbench_run_offered_rps", run.load.offered_rps, users=users)
+            figures.set("detbench_run_offered_rps", run.load.offered_rps, **labels)
         if run.memory is not None and run.memory.peak_mb is not None:
-            figures.set("detbench_run_memory_peak_bytes", run.memory.peak_mb * 1e6, users=users)
+            figures.set("detbench_run_memory_peak_bytes", run.memory.peak_mb * 1e6, **labels)
         if not run.measured or (latency := run.load.latency) is None:
             continue
-        figures.set("detbench_run_rps", run.load.rps, users=users)
+        figures.set("detbench_run_rps", run.load.rps, **labels)
         for quantile, each in zip(_QUANTILES, latency.percentiles().values(), strict=True):
-            figures.set("detbench_run_latency_seconds", each.value_ms / 1e3, users=users, quantile=quantile)
-            figures.set("detbench_run_latency_certified", each.certified, users=users, quantile=quantile)
+            figures.set("detbench_run_latency_seconds", each.value_ms / 1e3, **labels, quantile=quantile)
+            figures.set("detbench_run_latency_certified", each.certified, **labels, quantile=quantile)
         if users == "open" and run.load.service is not None:
             for quantile, each in zip(_QUANTILES, run.load.service.percentiles().values(), strict=True):
-                figures.set("detbench_run_service_seconds", each.value_ms / 1e3, users=users, quantile=quantile)
+                figures.set("detbench_run_service_seconds", each.value_ms / 1e3, **labels, quantile=quantile)
     figures.push("detbench-run", url)
 
 

@@ -52,13 +52,14 @@ def check_circumstances(broken_off: Sweep | Capacities, new: Sweep | Capacities)
     """Whether `broken_off` can go on as `new`, the same as it would begin now.
 
     Raises:
-        DetbenchError: the machine, the software, the weights or the images are others now, so that figures of then and
-            of now would not be of one run.
+        DetbenchError: the machine, the software, the weights, the cluster or the images are others now, so that figures
+            of then and of now would not be of one run.
     """
     for what, then, now in (
         ("machine", _machine(broken_off), _machine(new)),
         ("software", _software(broken_off), _software(new)),
         ("weights", _weights(broken_off), _weights(new)),
+        ("replicas", tuple(broken_off.settings.replicas), tuple(new.settings.replicas)),
         (
             "images",
             (broken_off.settings.dataset, broken_off.settings.images),

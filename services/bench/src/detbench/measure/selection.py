@@ -1,11 +1,36 @@
-"""Which implementations a command is about."""
+"""Which implementations a command is about, and in how many replicas each is served."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from detbench.api.client import ServerClient
 from detbench.api.schemas import ImplementationStatus
 from detbench.errors import ServerError
+from detbench.results.sweep import deployment
 
 ALL = "all"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An implementation, served by a cluster of so many replicas, or by one process: None. `str()` is for a person."""
+
+    status: ImplementationStatus
+    replicas: int | None = None
+
+    def __str__(self) -> str:
+        return deployment(self.status.name, self.replicas)
+
+    @property
+    def slug(self) -> str:
+        """As a part of the name of a file: "fastest", "fastest-2-replicas"."""
+        return str(self).replace(" with ", "-").replace(" ", "-")
+
+
+def replicas_of(client: ServerClient, asked: Sequence[int]) -> tuple[int | None, ...]:
+    """The numbers of replicas to measure: those asked for, else that of the server, None where it is no cluster."""
+    found = client.health().replicas
+    return tuple(dict.fromkeys(asked)) or (None if found is None else len(found),)
 
 
 def select_implementations(

@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 
@@ -18,6 +18,19 @@ _TAIL_LINES = 15
 
 # A server whose device has failed ends after 15 s at the latest.
 _ENDS_WITHIN_S = 20.0
+
+
+# Until a server is ready, and until it ends. The replicas of a cluster load before it is ready, which may be for the
+# first time, and drain before it ends.
+_STARTS_WITHIN_S, _STOPS_WITHIN_S = 600.0, 10.0
+_CLUSTER_STARTS_WITHIN_S, _CLUSTER_STOPS_WITHIN_S = 1800.0, 90.0
+
+
+class Cluster(NamedTuple):
+    """What a server serves that is a cluster: `preload`, such as "fastest@mixed", in so many replicas."""
+
+    preload: str
+    replicas: int
 
 
 def free_port() -> int:
@@ -36,12 +49,20 @@ class ServerProcess:
     Args:
         log: file that receives stdout and stderr, after what an earlier server has left there.
         environment: settings of the server (`DETSERVER_*`), on top of this process's environment.
+        cluster: what it serves, where it is to be a cluster.
     """
 
-    def __init__(self, log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, log: Path, environment: Mapping[str, str] | None = None, cluster: Cluster | None = None) -> None:
         self.log = log
         self.host = ""
         self._environment = dict(environment or {})
+        if cluster:
+            self._environment |= {
+                "DETSERVER_PRELOAD": cluster.preload,
+                "DETSERVER_REPLICAS": str(cluster.replicas),
+            }
+        self._starts_within_s = _CLUSTER_STARTS_WITHIN_S if cluster else _STARTS_WITHIN_S
+        self._stops_within_s = _CLUSTER_STOPS_WITHIN_S if cluster else _STOPS_WITHIN_S
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -57,10 +78,10 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process: politely, and after ten seconds by force."""
+        """End the process: politely, and where that takes too long by force."""
         self._running.terminate()
         try:
-            self._running.wait(10)
+            self._running.wait(self._stops_within_s)
         except subprocess.TimeoutExpired:
             self._running.kill()
             self._running.wait()
@@ -92,18 +113,14 @@ class ServerProcess:
                     self._running.wait(_ENDS_WITHIN_S)
         return not self.alive()
 
-    def wait_ready(self, timeout_s: float = 600.0, on_wait: Callable[[float], None] = lambda _: None) -> None:
+    def wait_ready(self) -> None:
         """Wait until `GET /ready` answers 200.
 
-        Args:
-            timeout_s: how long at most, seconds.
-            on_wait: called about twice a second with the seconds waited so far.
-
         Raises:
-            ServerError: the process ended, said that it cannot become ready, or the time is over.
+            ServerError: the process ended, said that it cannot become ready, or takes too long.
         """
         start = time.monotonic()
-        while (waited := time.monotonic() - start) < timeout_s:
+        while time.monotonic() - start < self._starts_within_s:
             if not self.alive():
                 raise ServerError(f"the server ended while starting:\n{self.log_tail()}")
             try:
@@ -112,11 +129,10 @@ class ServerProcess:
                     return
                 if answer.json().get("failed"):
                     raise ServerError(f"the server cannot become ready: {answer.json()['detail']}")
-            except httpx.HTTPError:
-                pass  # not listening yet
-            on_wait(waited)
+            except (httpx.HTTPError, ValueError):
+                pass  # not listening yet, or a cluster whose replicas do not: what its proxy says is no JSON
             time.sleep(0.5)
-        raise ServerError(f"the server was not ready after {timeout_s:.0f} s:\n{self.log_tail()}")
+        raise ServerError(f"the server was not ready after {self._starts_within_s:.0f} s:\n{self.log_tail()}")
 
     def log_tail(self) -> str:
         """The last lines of the log, with the exit status when the process has ended."""

@@ -12,15 +12,16 @@ from detbench.api.protocol import Oip
 from detbench.api.schemas import ModelSetStatus
 from detbench.errors import DetbenchError, ServerError
 from detbench.measure.progress import SweepProgress
-from detbench.measure.server_process import ServerProcess
+from detbench.measure.server_process import Cluster, ServerProcess
 from detbench.results.sweep import Memory
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers, with nothing loaded when it is handed out.
+    """A server that answers, with nothing loaded when it is handed out unless it is a cluster.
 
-    `process` is its process where it is our own, and `empty_mb` what that took of memory before anything was loaded.
+    `process` is its process where it is our own, and `empty_mb` what that took of memory before anything was loaded,
+    which nobody knows of a cluster.
     """
 
     client: ServerClient
@@ -46,30 +47,32 @@ class Server:
 class OwnServers:
     """Starts a new server process each time that one is asked for.
 
-    `create` makes the process, which is not started yet, from the file of its log; the logs are in `run_dir`.
+    `create` makes the process, which is not started yet, from the file of its log, and what it is where it is a
+    cluster; the logs are in `run_dir`.
     """
 
-    create: Callable[[Path], ServerProcess]
+    create: Callable[[Path, Cluster | None], ServerProcess]
     run_dir: Path
     progress: SweepProgress
 
     host: ClassVar[None] = None
 
     @contextmanager
-    def empty(self, name: str | None = None) -> Iterator[Server]:
-        """A server in which nothing is loaded, ended after the block.
+    def empty(self, name: str | None = None, cluster: Cluster | None = None) -> Iterator[Server]:
+        """A server in which nothing is loaded, or a cluster with what it is for, ended after the block.
 
         Args:
-            name: the implementation that it is for, and that its log is named after; None: to ask what there is.
+            name: what it is for, and what its log is named after; None: to ask what there is.
+            cluster: what it is, where it is one.
 
         Raises:
             ServerError: it does not start; or what the block raises, with the end of the log where the server ended.
         """
         self.progress.doing(f"starting a server for {name}" if name else "starting a server")
-        with self.create(self.run_dir / (f"server-{name}.log" if name else "server.log")) as process:
+        with self.create(self.run_dir / (f"server-{name}.log" if name else "server.log"), cluster) as process:
             process.wait_ready()
             with ServerClient(process.host) as client:
-                server = Server(client, process, memory_of(client, None).now_mb)
+                server = Server(client, process, None if cluster else memory_of(client, None).now_mb)
                 try:
                     yield server
                 except ServerError as error:
@@ -83,16 +86,17 @@ class ServerAt:
     host: str
 
     @contextmanager
-    def empty(self, _: str | None = None) -> Iterator[Server]:
-        """The server, after everything that it has loaded was unloaded.
+    def empty(self, _: str | None = None, __: Cluster | None = None) -> Iterator[Server]:
+        """The server, after everything that it has loaded was unloaded; a cluster with what it serves.
 
         Raises:
             ServerError: it does not answer, or refuses.
         """
         with ServerClient(self.host) as client:
-            for status in client.implementations():
-                for model_set in status.loaded:
-                    client.unload(status.name, model_set)
+            if client.health().replicas is None:
+                for status in client.implementations():
+                    for model_set in status.loaded:
+                        client.unload(status.name, model_set)
             yield Server(client)
 
 
@@ -109,7 +113,7 @@ class OipServerAt:
     names: tuple[str, ...]
 
     @contextmanager
-    def empty(self, _: str | None = None) -> Iterator[Server]:
+    def empty(self, _: str | None = None, __: Cluster | None = None) -> Iterator[Server]:
         """The server.
 
         Raises:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from detbench.api.client import ServerClient
@@ -13,10 +14,13 @@ from detbench.errors import MalformedOutput, ReferenceMismatch, ServerError
 from detbench.measure.progress import SweepProgress, loading
 from detbench.measure.pushgateway import push_comparisons
 from detbench.measure.revision import git_revision
+from detbench.measure.selection import Deployment
+from detbench.measure.server_process import Cluster
 from detbench.measure.servers import Server, Servers
 from detbench.quality.compare import compare
-from detbench.quality.outputs import collect, write_outputs
+from detbench.quality.outputs import ask, ask_replicas, collect_by_replica, write_outputs
 from detbench.quality.reference import Reference, load_reference, make_reference
+from detbench.quality.replicas import worst_of
 from detbench.results.quality import Comparison
 from detbench.results.sweep import BASELINE, Environment, ImplementationInfo
 
@@ -75,33 +79,51 @@ class Session:
             self._note_problem(f"{what}: {server.reason(error) if server else error}")
 
     @contextmanager
-    def alone(self, status: ImplementationStatus) -> Iterator[tuple[Server, ImplementationInfo]]:
-        """A server in which `status` alone is loaded, and what it is and took.
+    def alone(self, deployment: Deployment) -> Iterator[tuple[Server, ImplementationInfo]]:
+        """A server in which an implementation alone is loaded, and what it is and took.
 
         Where that load was the first on this machine, a server of our own is ended, and a new one loads again: what is
         measured then never holds what conversion, search or compilation left in the process.
         """
+        status, replicas = deployment.status, deployment.replicas
+        cluster = Cluster(f"{status.name}@{self._subject.model_set}", replicas) if replicas else None
         first: Loaded | None = None
-        with self._servers.empty(status.name) as server:
-            loaded = self._load(server, status)
+        with self._servers.empty(deployment.slug, cluster) as server:
+            loaded = self._load(server, deployment)
             if loaded.first:
                 first = loaded
             if first is None or server.process is None:
                 yield server, info_of(status, loaded, first)
                 return
-        with self._servers.empty(status.name) as server:
-            yield server, info_of(status, self._load(server, status), first)
+        with self._servers.empty(deployment.slug, cluster) as server:
+            yield server, info_of(status, self._load(server, deployment), first)
 
-    def _load(self, server: Server, status: ImplementationStatus) -> Loaded:
+    def _load(self, server: Server, deployment: Deployment) -> Loaded:
+        status, model_set = deployment.status, self._subject.model_set
         if status.compiles:
             self._progress.say(loading(status))
         self._progress.doing(loading(status))
-        loaded = server.client.load(status.name, self._subject.model_set)
+        loaded = server.client.load(status.name, model_set)
+        if deployment.replicas:  # which have loaded it before they were ready
+            of_replica = {each.name: each.loads for each in server.client.implementations()}[status.name]
+            loaded = next((each for each in of_replica if each.model_set == model_set), loaded)
         if status.compiles or loaded.first:
             self._progress.say(f"{status.name}: loaded in {loaded.load_s:.0f} s{' for the first time' * loaded.first}")
         if loaded.remark and not (loaded.first and server.process):  # then the load that is measured says it
             self._progress.say(f"{status.name} runs {loaded.remark}")
         return loaded
+
+    def warm_up(self, server: Server, deployment: Deployment, requests: int) -> None:
+        """Send so many requests, of a cluster to each replica.
+
+        Raises:
+            DatasetError, ServerError, MalformedOutput: see `detbench.quality.outputs.ask`.
+        """
+        photos, asked = self._subject.dataset.photos, ask_replicas if deployment.replicas else ask
+        counted = self.counted(f"{deployment}: warm-up", requests)
+        for index in range(requests):
+            asked(server.client, deployment.status.name, self._subject.model_set, photos[index % len(photos)])
+            counted()
 
     def with_kernels(self, server: Server, info: ImplementationInfo) -> ImplementationInfo:
         """`info` with its kernels per request; without, and a line that says why, where they cannot be counted.
@@ -111,10 +133,10 @@ class Session:
         """
         model_set = self._subject.model_set
         own = server.process is not None
-        if not own:
-            server.client.unload(info.name, model_set)
         self._progress.doing(f"{info.name}: counting kernels")
         try:
+            if not own:
+                server.client.unload(info.name, model_set)
             count = server.client.kernels(info.name, model_set, in_process=own)
         except ServerError as error:
             self._progress.say(f"{info.name}: kernels per request are n/a: {server.reason(error)}")
@@ -130,7 +152,7 @@ class Session:
             return found
         try:
             found = load_reference(self._subject.outputs_dir, model_set, client.health().device)
-            found.check(client.model_set(model_set).models, photos)
+            found.check_server(client, photos)
         except ReferenceMismatch as error:
             self._progress.say(f"making a reference: {error}")
             client.load(BASELINE, model_set)
@@ -143,14 +165,17 @@ class Session:
         return found
 
     def compare(self, client: ServerClient, status: ImplementationStatus, reference: Reference) -> Comparison:
-        """Output error of an implementation; one that claims to be exact and is not is a problem."""
+        """Output error of an implementation, of a cluster that of the worst replica; one that claims to be exact and is
+        not is a problem.
+        """
         model_set, photos = self._subject.model_set, self._subject.dataset.photos
         counted = self.counted(f"{status.name}: comparing", len(photos))
-        outputs = collect(client, status.name, model_set, photos, lambda _: counted(), self._subject.concurrency)
-        write_outputs(self._run_dir / "detections" / f"{status.name}.json", outputs)
-        comparison = compare(
+        outputs = collect_by_replica(
+            client, status.name, model_set, photos, lambda _: counted(), self._subject.concurrency
+        )
+        compared = partial(
+            compare,
             reference.outputs_of(photos),
-            outputs,
             implementation=status.name,
             model_set=model_set,
             exact=status.exact,
@@ -158,6 +183,8 @@ class Session:
             annotations=self._subject.dataset.annotations,
             map_loss=self._subject.max_map_loss,
         )
+        comparison = worst_of({replica: compared(found) for replica, found in outputs.items()})
+        write_outputs(self._run_dir / "detections" / f"{status.name}.json", outputs[comparison.replica])
         push_comparisons([comparison])
         if status.exact and not comparison.gate.passed:
             self._note_problem(f"{status.name} claims to be exact and is not: {'; '.join(comparison.gate.reasons)}")

@@ -19,13 +19,13 @@ from detbench.measure.lengthening import Until, run_until
 from detbench.measure.progress import SweepProgress
 from detbench.measure.pushgateway import push_runs
 from detbench.measure.resume import SCRATCH, resumed
-from detbench.measure.selection import left_out, select_implementations
+from detbench.measure.selection import Deployment, left_out, replicas_of, select_implementations
 from detbench.measure.server_stages import with_stages
 from detbench.measure.servers import Server, Servers
 from detbench.measure.session import Session, Subject, environment_of, info_of
 from detbench.measure.under_load import audited, wrong_under_load
-from detbench.quality.outputs import ask
 from detbench.quality.reference import Reference
+from detbench.quality.replicas import other_weights
 from detbench.report.photo import save_photo
 from detbench.report.rows import duration
 from detbench.results.loads import ClosedLoop, Load, Objective, OpenLoop
@@ -40,10 +40,12 @@ from detbench.verdict import judged
 class Plan:
     """What a sweep is to do; what `implementations` None is, `select_implementations` says.
 
-    `offered` are the loads, each a run of every implementation, which `processes` send together.
+    `offered` are the loads, each a run of every implementation, which `processes` send together. `replicas` are those
+    of the clusters to start for each implementation; empty: what measures is no cluster, or the one that is there.
     """
 
     implementations: tuple[str, ...] | None
+    replicas: tuple[int, ...]
     subject: Subject
     offered: tuple[ClosedLoop | OpenLoop, ...]
     processes: int
@@ -86,7 +88,7 @@ class SweepRunner:
         self._progress = progress
         self._session = Session(plan.subject, run_dir, servers, progress, self._note_problem)
         self._reference: Reference | None = None
-        self._implementations: list[ImplementationStatus]
+        self._deployments: list[Deployment]
         self._sweep: Sweep
 
     def prepare(self) -> None:
@@ -100,10 +102,12 @@ class SweepRunner:
         plan, model_set = self._plan, self._plan.subject.model_set
         with self._servers.empty() as server:
             offered = server.client.implementations()
-            self._implementations = select_implementations(offered, plan.implementations, model_set)
+            implementations = select_implementations(offered, plan.implementations, model_set)
             if line := left_out(offered, plan.implementations, model_set):
                 self._progress.say(line)
-            new = _new_sweep(server.client, plan, self._implementations, self._servers.host)
+            replicas = replicas_of(server.client, plan.replicas)
+            self._deployments = [Deployment(status, each) for status in implementations for each in replicas]
+            new = _new_sweep(server.client, plan, implementations, replicas, self._servers.host)
             self._sweep = resumed(self._broken_off, new) if self._broken_off else new
             self._save()
             if plan.compare_outputs:
@@ -112,13 +116,13 @@ class SweepRunner:
 
     def run(self) -> Sweep:
         """Measure everything; what ends badly is a problem in the result, and what follows is measured all the same."""
-        loads = len(self._implementations) * len(self._plan.offered) * self._plan.repeats
+        loads = len(self._deployments) * len(self._plan.offered) * self._plan.repeats
         self._progress.expect(loads - len(self._sweep.runs), self._plan.duration_s)
         save_photo(self._plan.subject.dataset.photos[0].path, self._run_dir / "photo.jpg")
-        for number, order in enumerate(interleaved(self._implementations, self._plan.repeats), start=1):
-            for status in order:
-                with self._session.trouble(f"{status.name} was not measured{self._in_round(number)}"):
-                    self._measure(status, number)
+        for number, order in enumerate(interleaved(self._deployments, self._plan.repeats), start=1):
+            for deployment in order:
+                with self._session.trouble(f"{deployment} was not measured{self._in_round(number)}"):
+                    self._measure(deployment, number)
         self._note_not_run()
         self._update(ended=_now())
         return self._sweep
@@ -126,30 +130,28 @@ class SweepRunner:
     def _in_round(self, number: int) -> str:
         return f" in round {number}" if self._plan.repeats > 1 else ""
 
-    def _measure(self, status: ImplementationStatus, number: int) -> None:
-        plan, subject = self._plan, self._plan.subject
-        left = [offered for offered in plan.offered if (number, status.name, str(offered)) not in self._made()]
+    def _measure(self, deployment: Deployment, number: int) -> None:
+        plan, subject, status = self._plan, self._plan.subject, deployment.status
+        left = [offered for offered in plan.offered if (number, str(deployment), str(offered)) not in self._made()]
         known = self._info(status.name)
-        uncompared = self._reference is not None and self._sweep.comparison(status.name) is None
+        largest = deployment.replicas == max(plan.replicas, default=deployment.replicas)
+        uncompared = self._reference is not None and largest and self._sweep.comparison(status.name) is None
         uncounted = number == 1 and known.kernels_per_request is None and isinstance(plan.protocol, Native)
         if not (left or uncompared or uncounted):
             return
-        with self._session.alone(status) as (server, info):
+        with self._session.alone(deployment) as (server, info):
             if known.load_s is None:
                 self._keep(info)
                 known = info
-            counted = self._session.counted(f"{status.name}: warm-up", plan.warmup_requests)
-            for index in range(plan.warmup_requests):
-                photo = subject.dataset.photos[index % len(subject.dataset.photos)]
-                ask(server.client, status.name, subject.model_set, photo)
-                counted()
+            self._note_other_weights(server, deployment)
+            self._session.warm_up(server, deployment, plan.warmup_requests)
             if left and known.cache is None and self._reference is not None:
                 self._progress.doing(f"{status.name}: looking for a cache")
                 known = known.model_copy(update={"cache": check_cache(server.client, status.name, subject.model_set)})
                 self._keep(known)
             for offered in left:
                 with TemporaryDirectory(prefix=SCRATCH, dir=self._run_dir) as scratch:
-                    run = self._add_run(server, status.name, offered, number, Path(scratch))
+                    run = self._add_run(server, deployment, offered, number, Path(scratch))
                 if run.verdict == "failed" and not server.alive():
                     return
             if uncompared and self._reference is not None:
@@ -168,18 +170,20 @@ class SweepRunner:
     def _add_run(
         self,
         server: Server,
-        implementation: str,
+        deployment: Deployment,
         offered: ClosedLoop | OpenLoop,
         number: int,
         scratch: Path,
     ) -> Run:
         plan, model_set = self._plan, self._plan.subject.model_set
-        what = f"{implementation}, {offered}{self._in_round(number)}"
+        implementation = deployment.status.name
+        what = f"{deployment}, {offered}{self._in_round(number)}"
         self._progress.doing(what)
         run = Run(
             round=number,
             implementation=implementation,
             model_set=model_set,
+            replicas=deployment.replicas,
             offered=offered,
             verdict="failed",
             missed=missed(None, None, plan.slo),
@@ -207,6 +211,7 @@ class SweepRunner:
         )
         try:
             server.client.reset_peaks()
+            silent = {each.replica: 0.0 for each in server.client.health().replicas or []}
             watch, device = CpuWatch(), DeviceWatch(server.client)
             before = server.client.statistics(implementation)
 
@@ -222,6 +227,7 @@ class SweepRunner:
                 lambda line: self._progress.say(f"{what}: {line}"),
             )
             load = with_stages(load, before, server.client.statistics(implementation))
+            load = load.model_copy(update={"replicas_rps": silent | load.replicas_rps})
             figures = {"load": load, "cpu": watch.shares(), "memory": server.memory(), "device": device.use()}
             run = judged(run.model_copy(update=figures), plan.slo)
         except ServerError as error:
@@ -233,7 +239,8 @@ class SweepRunner:
             run = audited(run, answers_dir, self._reference.outputs_of(plan.subject.dataset.photos), info)
         if plan.keep_requests and run.load is not None:
             place = plan.offered.index(offered) + 1
-            merge_requests(requests_dir, self._run_dir / "requests" / f"{implementation}-load{place}-round{number}.csv")
+            name = f"{deployment.slug}-load{place}-round{number}.csv"
+            merge_requests(requests_dir, self._run_dir / "requests" / name)
         self._update(runs=[*self._sweep.runs, run])
         push_runs([each for each in self._sweep.runs if each.implementation == implementation], plan.slo)
         if run.verdict == "failed":
@@ -257,8 +264,15 @@ class SweepRunner:
         self._update(problems=[*self._sweep.problems, problem])
 
     def _made(self) -> set[tuple[int, str, str]]:
-        """Which runs there are: round, implementation and load."""
-        return {(run.round, run.implementation, str(run.offered)) for run in self._sweep.runs}
+        """Which runs there are: round, deployment and load."""
+        return {(run.round, run.deployment, str(run.offered)) for run in self._sweep.runs}
+
+    def _note_other_weights(self, server: Server, deployment: Deployment) -> None:
+        """Note each replica of a cluster whose weights are not those that the others, or the reference, have."""
+        expected = self._reference.manifest.weights if self._reference else self._sweep.weights
+        for line in other_weights(server.client.health().replicas or [], expected):
+            if (problem := f"{deployment}: {line}") not in self._sweep.problems:
+                self._note_problem(problem)
 
     def _note_worse_than_alone(self, alone: Comparison) -> None:
         """Note what the audits of earlier runs could not say of an implementation that does not claim to be exact."""
@@ -266,24 +280,25 @@ class SweepRunner:
             return
         for run in self._sweep.runs:
             if run.implementation == alone.implementation and (problem := wrong_under_load(run, False, alone)):
-                self._note_problem(f"{run.implementation}, {run.offered}{self._in_round(run.round)}: {problem}")
+                self._note_problem(f"{run.deployment}, {run.offered}{self._in_round(run.round)}: {problem}")
 
     def _note_not_run(self) -> None:
         made = self._made()
         missing = [
             Run(
                 round=number,
-                implementation=status.name,
+                implementation=deployment.status.name,
                 model_set=self._plan.subject.model_set,
+                replicas=deployment.replicas,
                 offered=offered,
                 verdict="not_run",
                 missed=missed(None, None, self._plan.slo),
                 reason="an earlier failure, see the problems",
             )
             for number in range(1, self._plan.repeats + 1)
-            for status in self._implementations
+            for deployment in self._deployments
             for offered in self._plan.offered
-            if (number, status.name, str(offered)) not in made
+            if (number, str(deployment), str(offered)) not in made
         ]
         self._update(runs=[*self._sweep.runs, *missing])
 
@@ -296,7 +311,11 @@ class SweepRunner:
 
 
 def _new_sweep(
-    client: ServerClient, plan: Plan, implementations: list[ImplementationStatus], host: str | None
+    client: ServerClient,
+    plan: Plan,
+    implementations: list[ImplementationStatus],
+    replicas: tuple[int | None, ...],
+    host: str | None,
 ) -> Sweep:
     health = client.health()
     return Sweep(
@@ -305,6 +324,7 @@ def _new_sweep(
             implementations=[status.name for status in implementations],
             model_set=plan.subject.model_set,
             offered=list(plan.offered),
+            replicas=[each for each in replicas if each is not None],
             processes=plan.processes,
             repeats=plan.repeats,
             duration_s=plan.duration_s,

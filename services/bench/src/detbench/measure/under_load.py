@@ -55,7 +55,13 @@ def _what_is_wrong(found: Audit) -> str:
     if found.right == found.audited:  # each within its limits, all together not
         return f"its answers under load are not the reference's: {'; '.join(found.gate.reasons)}"
     wrong = found.audited - found.right
-    return f"{wrong:,} of {found.audited:,} answers under load are not the reference's: {'; '.join(found.reasons)}"
+    whose = [
+        f"{each.audited - each.right:,} of {each.audited:,} by replica {name}"
+        for name, each in found.replicas.items()
+        if each.right < each.audited
+    ]
+    by = f" ({', '.join(whose)})" if whose else ""
+    return f"{wrong:,} of {found.audited:,} answers under load are not the reference's{by}: {'; '.join(found.reasons)}"
 
 
 def _wrong(found: Audit, exact: bool) -> Iterator[MeasurementWarning]:

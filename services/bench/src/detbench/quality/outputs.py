@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 
@@ -12,6 +14,8 @@ from detbench.atomic import write_atomically
 from detbench.datasets import Photo
 from detbench.errors import DatasetError, MalformedOutput, ServerError
 from detbench.results.record import Record
+
+T = TypeVar("T")
 
 
 class ImageOutput(Record):
@@ -51,21 +55,44 @@ def collect(
             flight is awaited.
     """
 
-    def output(photo: Photo) -> ImageOutput:
-        answer = ask(client, implementation, model_set, photo)
-        return ImageOutput(
-            image=photo.name, sha256=photo.sha256, batch_size=answer.batch_size, detections=answer.detections
-        )
+    answers = _all_asked(partial(ask, client, implementation, model_set), photos, on_image, concurrency)
+    return [_output(photo, answer) for photo, answer in zip(photos, answers, strict=True)]
 
-    with ThreadPoolExecutor(concurrency) as pool:
-        answers = [pool.submit(output, photo) for photo in photos]
-        try:
-            for answer in as_completed(answers):
-                on_image(answer.result().image)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [answer.result() for answer in answers]
+
+def collect_by_replica(
+    client: ServerClient,
+    implementation: str,
+    model_set: str,
+    photos: Sequence[Photo],
+    on_image: Callable[[str], None] = lambda _: None,
+    concurrency: int = 1,
+) -> dict[str | None, list[ImageOutput]]:
+    """Ask every replica of a cluster for the detections of every photo.
+
+    Args:
+        on_image, concurrency: as of `collect`; every replica has so many requests in flight.
+
+    Returns:
+        By replica what `collect` returns; by None, and nothing else, of a server that is no cluster.
+
+    Raises:
+        DatasetError, ServerError, MalformedOutput: as `collect`; or the replicas changed meanwhile.
+    """
+    replicas = client.health().replicas
+    if replicas is None:
+        return {None: collect(client, implementation, model_set, photos, on_image, concurrency)}
+    names = sorted(each.replica for each in replicas)
+    asked = partial(ask_replicas, client, implementation, model_set)
+    answers = _all_asked(asked, photos, on_image, concurrency)
+    for photo, answer in zip(photos, answers, strict=True):
+        if sorted(answer) != names:
+            raise ServerError(
+                f"{photo.name} was answered by {', '.join(sorted(answer)) or 'none'}, and the replicas were "
+                f"{', '.join(names)}; compare again when none comes or goes"
+            )
+    return {
+        name: [_output(photo, answer[name]) for photo, answer in zip(photos, answers, strict=True)] for name in names
+    }
 
 
 def ask(client: ServerClient, implementation: str, model_set: str, photo: Photo) -> Inference:
@@ -76,14 +103,46 @@ def ask(client: ServerClient, implementation: str, model_set: str, photo: Photo)
         ServerError: the server refused or ended.
         MalformedOutput: a response that cannot be compared; the message names the photo.
     """
+    return _answered(client.infer, implementation, model_set, photo)
+
+
+def ask_replicas(client: ServerClient, implementation: str, model_set: str, photo: Photo) -> dict[str, Inference]:
+    """Ask every replica of a cluster for the detections of one photo; by replica, raises as `ask`."""
+    return _answered(client.infer_by_replicas, implementation, model_set, photo)
+
+
+def _answered(call: Callable[[str, str, bytes, str], T], implementation: str, model_set: str, photo: Photo) -> T:
+    """What a call of the client answers to one photo; raises as `ask`."""
     try:
-        return client.infer(implementation, model_set, photo.read(), photo.content_type)
+        return call(implementation, model_set, photo.read(), photo.content_type)
     except MalformedOutput as error:
         raise MalformedOutput(f"{photo.name}: {error}") from error
     except ServerError as error:
         if error.status in REFUSED_IMAGE:
             raise DatasetError(f"{photo.path}: {error}; take it out of the folder") from error
         raise
+
+
+def _all_asked(
+    asked: Callable[[Photo], T], photos: Sequence[Photo], on_image: Callable[[str], None], concurrency: int
+) -> list[T]:
+    """What is answered to each photo, in their order."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        answers = {pool.submit(asked, photo): photo for photo in photos}
+        try:
+            for answer in as_completed(answers):
+                answer.result()
+                on_image(answers[answer].name)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [answer.result() for answer in answers]
+
+
+def _output(photo: Photo, answer: Inference) -> ImageOutput:
+    return ImageOutput(
+        image=photo.name, sha256=photo.sha256, batch_size=answer.batch_size, detections=answer.detections
+    )
 
 
 def write_outputs(path: Path, outputs: Sequence[ImageOutput]) -> None:

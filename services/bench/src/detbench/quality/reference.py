@@ -22,6 +22,7 @@ from detbench.api.schemas import ModelWeights
 from detbench.datasets import Dataset, Photo
 from detbench.errors import ReferenceMismatch
 from detbench.quality.outputs import ImageOutput, collect, read_outputs, write_outputs
+from detbench.quality.replicas import other_weights
 from detbench.results.record import Record
 from detbench.results.sweep import BASELINE
 
@@ -55,6 +56,20 @@ class Reference:
         That it is of the right kind of device is `load_reference`'s to see.
         """
         self._refuse([*_weights_differences(self.manifest.weights, weights), *self._photo_differences(photos)])
+
+    def check_server(self, client: ServerClient, photos: Sequence[Photo]) -> list[str]:
+        """Raise `ReferenceMismatch` unless the reference is of the server's weights and holds all these photos.
+
+        Returns:
+            A line about each replica of a cluster with other weights, where there is one with the reference's.
+        """
+        replicas = client.health().replicas or []
+        others = other_weights(replicas, self.manifest.weights)
+        if 0 < len(others) < len(replicas):  # which of them tells its models is chance
+            self.check_photos(photos)
+            return others
+        self.check(client.model_set(self.manifest.model_set).models, photos)
+        return []
 
     def check_photos(self, photos: Sequence[Photo]) -> None:
         """Raise `ReferenceMismatch` unless the reference holds all these photos."""

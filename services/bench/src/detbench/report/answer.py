@@ -29,7 +29,7 @@ def answer(rows: Sequence[Row], slo: Sequence[Objective] = ()) -> str:
     rps, row = max(within, key=lambda each: each[0])
     speedup = row.speedup if row.run.implementation != BASELINE else None
     most = (
-        f"{row.run.implementation} serves the most: {rps:.3g} images per second with {row.run.offered}"
+        f"{row.run.deployment} serves the most: {rps:.3g} images per second with {row.run.offered}"
         + (f", {_times(speedup)} baseline" if speedup is not None else "")
         + memory_clause(row.run.memory)
     )
@@ -78,7 +78,7 @@ def _soonest(rows: Sequence[Row], holding: str) -> str:
         if len(found) == len(rows):
             ms, row = min(found, key=lambda each: each[0])
             took = "more than was waited for" if math.isinf(ms) else f"{duration(ms)} ms"
-            most = f"{row.run.implementation} answers soonest at {load}: {name} {took}"
+            most = f"{row.run.deployment} answers soonest at {load}: {name} {took}"
             return f"{most}{memory_clause(row.run.memory)}. {_checked(row)}{holding}.{_invalid(row)}"
     return f"At {load} no percentile is certain: too few requests. Raise --duration, or give --until p99."
 
@@ -99,7 +99,7 @@ def _checked(row: Row) -> str:
 def _misses(rows: Iterable[Row]) -> str:
     """What each implementation misses where it is best."""
     best = {row.run.implementation: row for row in sorted(rows, key=lambda row: row.rps or 0.0)}
-    said = [f"{name}, {row.run.offered}: {', '.join(map(str, row.run.missed))}" for name, row in best.items()]
+    said = [f"{row.run.deployment}, {row.run.offered}: {', '.join(map(str, row.run.missed))}" for row in best.values()]
     return ": " + "; ".join(said) if said else ""
 
 
@@ -114,7 +114,7 @@ def _others(measured: Sequence[tuple[float, Row]], before: str) -> str:
     best: dict[str, tuple[float, Row]] = {}
     for rps, row in sorted(measured, key=lambda each: each[0]):
         best[row.run.implementation] = rps, row
-    said = [f"{name} does {rps:.3g}, {_doubt(row)}" for name, (rps, row) in best.items() if not row.right]
+    said = [f"{row.run.deployment} does {rps:.3g}, {_doubt(row)}" for rps, row in best.values() if not row.right]
     return before + "; ".join(said) if said else ""
 
 

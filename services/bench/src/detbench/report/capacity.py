@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from detbench.report.comma_separated import memory_fields, times_fields
-from detbench.report.rows import MEMORY_COLUMN, Column, megabytes
+from detbench.report.rows import MEMORY_COLUMN, NOT_APPLICABLE, REPLICAS_COLUMN, Column, megabytes
 from detbench.report.table import markdown_lines, measured_on, table_of
 from detbench.results.capacity import Capacities, Capacity, Probe
 from detbench.results.loads import Objective, OpenLoop
-from detbench.results.sweep import BASELINE
+from detbench.results.sweep import BASELINE, deployment
 from detbench.slo import figure_of
 from detbench.verdict import FEW_REQUESTS
 
+_IMPLEMENTATION = Column("implementation", "way of running the models", numeric=False)
 _BEFORE = (
-    Column("implementation", "way of running the models", numeric=False),
     Column(
         "capacity (requests/s)",
         "the highest rate that passed: all limits were held; ≥: no higher rate is known to be too much for the server",
@@ -25,9 +25,15 @@ _BEFORE = (
     Column("first failed (requests/s)", "the lowest rate above it that failed; the capacity lies between the two"),
     Column(
         "vs baseline",
-        "capacity over baseline's, with what the rates that passed and failed of both leave open",
+        "capacity over baseline's with as many replicas, with what the rates that passed and failed of both leave open",
     ),
-    Column("confirmed", "requests of the longer probe that passed at this rate; no: a short one alone has passed"),
+)
+_CONFIRMED = Column(
+    "confirmed", "requests of the longer probe that passed at this rate; no: a short one alone has passed"
+)
+_SCALING = (
+    Column("vs 1 replica", "capacity over that of one replica, with what the rates of both leave open"),
+    Column("efficiency", "that ratio over the number of replicas; n/a where one replica was not measured"),
 )
 _AFTER = (
     MEMORY_COLUMN,
@@ -49,7 +55,7 @@ _ENDINGS = {
 _LONGER = "raise --max-duration, which all probes share"
 
 PROBE_COLUMNS = (
-    Column("implementation", "way of running the models", numeric=False),
+    _IMPLEMENTATION,
     Column("probe", "number, in the order in which they were made; its seed is this plus that of the search"),
     Column("rate (requests/s)", "offered"),
     Column("window (s)", "for which requests were to be sent; one that cannot pass any more is ended before"),
@@ -60,8 +66,8 @@ PROBE_COLUMNS = (
 
 
 def sentence_of(capacity: Capacity, slo: Sequence[Objective]) -> str:
-    """What was found of one implementation, without a full stop."""
-    name, limits = capacity.implementation.name, " and ".join(map(str, slo))
+    """What was found by one search, without a full stop."""
+    name, limits = capacity.deployment, " and ".join(map(str, slo))
     passed, failed = capacity.passed, capacity.failed
     if passed is None and not capacity.probes:
         return f"{name} was not measured"
@@ -90,7 +96,7 @@ def answer_of(capacities: Capacities) -> str:
         highest, best = max(right, key=lambda each: each[0])
         said.append(f"{sentence_of(best, slo)}{_times_baseline(best, capacities)}")
     said += [
-        f"{each.implementation.name} does {rps(rate)}, but does not claim the reference's answers"
+        f"{each.deployment} does {rps(rate)}, but does not claim the reference's answers"
         for rate, each in found
         if rate > highest and not each.implementation.exact
     ]
@@ -99,18 +105,21 @@ def answer_of(capacities: Capacities) -> str:
 
 
 def columns_of(capacities: Capacities) -> tuple[Column, ...]:
-    """The columns of the table: each limit has one."""
+    """The columns of the table: each limit has one; those of replicas where clusters served."""
+    settings = capacities.settings
     limited = (
         Column(
             f"{each.figure} there", f"of the probe that passed at the capacity; the limit is {each.text(each.limit)}"
         )
-        for each in capacities.settings.slo
+        for each in settings.slo
     )
-    return (*_BEFORE, *limited, *_AFTER)
+    replicas = (REPLICAS_COLUMN,) if settings.replicas else ()
+    scaling = _SCALING if _scales(capacities) else ()
+    return (_IMPLEMENTATION, *replicas, *_BEFORE, *scaling, _CONFIRMED, *limited, *_AFTER)
 
 
 def rows_of(capacities: Capacities) -> list[tuple[str, ...]]:
-    """Text under each of `columns_of`, a row for each implementation."""
+    """Text under each of `columns_of`, a row for each implementation and number of replicas."""
     return [_cells(each, capacities) for each in capacities.capacities]
 
 
@@ -126,7 +135,7 @@ def probe_rows_of(capacities: Capacities) -> list[tuple[Probe, tuple[str, ...]]]
         (
             probe,
             (
-                capacity.implementation.name,
+                capacity.deployment,
                 str(number),
                 f"{probe.rate:g}",
                 f"{probe.duration_s:.0f}",
@@ -157,7 +166,7 @@ def notes_of(capacities: Capacities) -> list[str]:
     """Why the first rate that failed did so, and what is to be doubted, a line each."""
     notes = []
     for each in capacities.capacities:
-        name = each.implementation.name
+        name = each.deployment
         if each.failed:
             notes.append(f"{name} at {rps(each.failed.rate)} requests/s {each.failed.outcome}: {each.failed.reason}")
         if each.passed:
@@ -214,11 +223,15 @@ def _cells(capacity: Capacity, capacities: Capacities) -> tuple[str, ...]:
     passed, failed = capacity.passed, capacity.failed
     precision = 100 * capacities.settings.precision
     confirmed = f"{passed.run.load.issued:,}" if passed and passed.confirms and passed.run.load else "no"
+    replicas = (str(capacity.replicas),) if capacities.settings.replicas else ()
+    alone = _ratio(capacity, _search_of(capacities, deployment(capacity.implementation.name, 1)))
     return (
         capacity.implementation.name,
+        *replicas,
         f"{'≥ ' if capacity.at_least else ''}{rps(passed.rate)}" if passed else "none",
         rps(failed.rate) if failed and failed.outcome == "failed" else "–",
-        _versus(capacity, capacities),
+        _versus(_ratio(capacity, _baseline(capacity, capacities))) or "–",
+        *((_versus(alone) or NOT_APPLICABLE, _efficiency(alone, capacity.replicas)) if _scales(capacities) else ()),
         confirmed if passed else "–",
         *(_figure(each, passed) for each in capacities.settings.slo),
         megabytes(passed.run.memory.peak_mb if passed and passed.run.memory else None),
@@ -239,40 +252,63 @@ def _figure(objective: Objective, probe: Probe | None) -> str:
     return text if percentile is None or percentile.certified else f"({text})"
 
 
-def _ratio(capacity: Capacity, capacities: Capacities) -> tuple[float, float, float] | None:
-    """How many times baseline's the capacity is, and the least and the most that the rates which failed leave open.
+def _scales(capacities: Capacities) -> bool:
+    """Whether clusters were started for it, so that numbers of replicas are compared."""
+    return bool(capacities.settings.replicas) and capacities.settings.host is None
+
+
+def _search_of(capacities: Capacities, name: str) -> Capacity | None:
+    """The search of a deployment, by its name."""
+    return next((each for each in capacities.capacities if each.deployment == name), None)
+
+
+def _baseline(capacity: Capacity, capacities: Capacities) -> Capacity | None:
+    """The search of baseline with as many replicas."""
+    return _search_of(capacities, deployment(BASELINE, capacity.replicas))
+
+
+def _ratio(capacity: Capacity, other: Capacity | None) -> tuple[float, float, float] | None:
+    """How many times the other's the capacity is, and the least and the most that the rates which failed leave open.
 
     0 and infinity where a rate that failed is not known; None where one of the two has no capacity.
     """
-    baseline = next((each for each in capacities.capacities if each.implementation.name == BASELINE), None)
-    if baseline is None or baseline.passed is None or capacity.passed is None:
+    if other is None or other.passed is None or capacity.passed is None:
         return None
     passed, failed = capacity.passed.rate, capacity.failed.rate if capacity.failed else math.inf
-    if capacity is baseline:
+    if capacity is other:
         return 1.0, 1.0, 1.0
-    low = 0.0 if baseline.at_least or baseline.failed is None else passed / baseline.failed.rate
-    return passed / baseline.passed.rate, low, math.inf if capacity.at_least else failed / baseline.passed.rate
+    low = 0.0 if other.at_least or other.failed is None else passed / other.failed.rate
+    return passed / other.passed.rate, low, math.inf if capacity.at_least else failed / other.passed.rate
 
 
-def _versus(capacity: Capacity, capacities: Capacities) -> str:
-    found = _ratio(capacity, capacities)
+def _versus(found: tuple[float, float, float] | None) -> str:
+    """A ratio of `_ratio` with what is open; empty where there is none."""
     if found is None:
-        return "–"
+        return ""
     ratio, low, high = found
     return f"{ratio:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if 0 < low < high < math.inf else "")
 
 
+def _efficiency(alone: tuple[float, float, float] | None, replicas: int | None) -> str:
+    """The ratio to one replica over the number of replicas, in percent, with what is open."""
+    if alone is None or replicas is None:
+        return NOT_APPLICABLE
+    ratio, low, high = (100 * each / replicas for each in alone)
+    return f"{ratio:.0f} %" + (f" [{low:.0f}, {high:.0f}]" if 0 < low < high < math.inf else "")
+
+
 def _times_baseline(capacity: Capacity, capacities: Capacities) -> str:
     """The ratio, as the end of a sentence: one figure where both brackets are narrow, else the least and the most."""
-    found = _ratio(capacity, capacities)
-    if found is None or capacity.implementation.name == BASELINE:
+    baseline = _baseline(capacity, capacities)
+    found = _ratio(capacity, baseline)
+    if found is None or capacity is baseline:
         return ""
     ratio, low, high = found
-    baseline = capacities.of(BASELINE).passed
     assert baseline is not None
+    assert baseline.passed is not None
     wide = high > (1 + 2 * capacities.settings.precision) ** 2 * low
     times = f"{low:.3g} to {high:.3g}" if wide and 0 < low < high < math.inf else f"{ratio:.3g}"
-    return f"; {times} times baseline ({rps(baseline.rate)})"
+    return f"; {times} times baseline ({rps(baseline.passed.rate)})"
 
 
 def _record(capacities: Capacities, capacity: Capacity, number: int, probe: Probe) -> dict[str, object]:
@@ -281,6 +317,7 @@ def _record(capacities: Capacities, capacity: Capacity, number: int, probe: Prob
     return {
         "implementation": capacity.implementation.name,
         "model_set": capacities.settings.model_set,
+        "replicas": capacity.replicas,
         "slo": "; ".join(map(str, capacities.settings.slo)),
         "capacity_rps": capacity.passed.rate if capacity.passed else None,
         "first_failed_rps": capacity.failed.rate if capacity.failed else None,

@@ -69,7 +69,7 @@ def _latency(capacities: Capacities) -> str:
             if capacity.passed:
                 axes.axvline(capacity.passed.rate, color=colour, linewidth=1.2)
             held = f"{rps(capacity.passed.rate)}/s" if capacity.passed else "none"
-            axes.plot([], [], "s", color=colour, label=f"{capacity.implementation.name}: {held}")
+            axes.plot([], [], "s", color=colour, label=f"{capacity.deployment}: {held}")
         if math.isfinite(drawn.limit):
             axes.axhline(drawn.limit, color="black", linewidth=1, linestyle=":")
             axes.annotate(f"{drawn} ", (1, drawn.limit), xycoords=("axes fraction", "data"), ha="right", va="bottom")

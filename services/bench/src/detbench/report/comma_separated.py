@@ -4,11 +4,13 @@ import csv
 import io
 
 from detbench.report.rows import Row, rows_of
+from detbench.report.scaling import efficiency
 from detbench.results.loads import Lateness, Times
 from detbench.results.quality import Audit, CacheCheck, Comparison, ErrorFigures
 from detbench.results.record import Record
 from detbench.results.sweep import Memory, Sweep
 from detbench.statistics.percentiles import Percentile
+from detbench.statistics.ratios import Ratio
 
 _STAGES = ("receive", "wait", "decode", "preprocess", "queue", "forward", "postprocess", "serialise")
 _LOAD = ("window_s", "issued", "answered", "failed", "dropped", "offered_rps", "rps", "batch_size_mean")
@@ -39,9 +41,12 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "verdict": run.verdict,
         "reason": run.reason,
         **_fields(load, _LOAD),
-        "speedup_vs_baseline": row.speedup.value if row.speedup else None,
-        "speedup_low": row.speedup.low if row.speedup else None,
-        "speedup_high": row.speedup.high if row.speedup else None,
+        **_ratio("speedup_vs_baseline", "speedup", row.speedup),
+        "replicas": run.replicas,
+        "replica_rps_min": min(load.replicas_rps.values(), default=None) if load else None,
+        "replica_rps_max": max(load.replicas_rps.values(), default=None) if load else None,
+        **_ratio("speedup_vs_one_replica", "scaling", row.scaling),
+        **_ratio("efficiency", "efficiency", efficiency(row)),
         **times_fields("", load.latency if load else None),
         **times_fields("service_", load.service if load else None),
         **{f"lateness_{name}": getattr(load and load.lateness, name, None) for name in Lateness.model_fields},
@@ -55,6 +60,7 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
         "cpu_steal": run.cpu.steal if run.cpu else None,
         **_fields(comparison.overall if comparison else None, tuple(ErrorFigures.model_fields)),
         **_ground_truth(sweep, comparison),
+        "worst_replica": comparison.replica if comparison else None,
         "gate": row.gate,
         "slo_missed": "; ".join(str(miss) for miss in run.missed),
         **_audit(run.audit),
@@ -69,12 +75,23 @@ def _record(sweep: Sweep, row: Row) -> dict[str, object]:
     }
 
 
+def _ratio(name: str, prefix: str, ratio: Ratio | None) -> dict[str, object]:
+    return {
+        name: ratio.value if ratio else None,
+        f"{prefix}_low": ratio.low if ratio else None,
+        f"{prefix}_high": ratio.high if ratio else None,
+    }
+
+
 def _audit(audit: Audit | None) -> dict[str, object]:
     return {
         "audited": audit.audited if audit else None,
         "distinct_answers": audit.distinct if audit else None,
         "right_under_load": audit.right if audit else None,
         "under_load": audit.verdict if audit else None,
+        "wrong_replicas": " ".join(n for n, each in audit.replicas.items() if each.right < each.audited)
+        if audit
+        else None,
     }
 
 

@@ -21,15 +21,18 @@ _GROUND_TRUTH = (
     Column("mAP", "COCO's, IoU 0.50:0.95, against the annotations"),
     Column("ΔmAP", "mAP less that of the reference; in brackets what other images of the kind would show with 95 %"),
 )
+_REPLICA = (Column("replica", "the worst one of the cluster, whose figures these are", numeric=False),)
 _VERDICT = (Column("claims", "exact: to give the reference's answers", numeric=False), GATE_COLUMN)
 
 
 def output_error_columns(comparisons: Sequence[Comparison]) -> tuple[Column, ...]:
-    """The columns of the table; those of mAP where one of the comparisons has any."""
+    """The columns of the table; those of mAP, and the replica, where one of the comparisons has any."""
+    replica = _REPLICA if _of_clusters(comparisons) else ()
     truth = _GROUND_TRUTH if _annotated(comparisons) else ()
     return (
         Column("implementation", "way of running the models", numeric=False),
         Column("model", "all: pooled over the models", numeric=False),
+        *replica,
         *_FIGURES,
         *truth,
         *_VERDICT,
@@ -38,21 +41,26 @@ def output_error_columns(comparisons: Sequence[Comparison]) -> tuple[Column, ...
 
 def output_error_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """Text under each of `output_error_columns`: a row per implementation and model, then one of all its models."""
-    annotated = _annotated(comparisons)
+    annotated, of_clusters = _annotated(comparisons), _of_clusters(comparisons)
     rows = []
     for comparison in comparisons:
         claims = "exact" if comparison.exact else "not exact"
+        replica = (comparison.replica or "–",) if of_clusters else ()
         for name, figures in comparison.per_model.items():
             truth = _truth_cells(comparison.ground_truth.get(name)) if annotated else ()
-            rows.append((comparison.implementation, name, *_figure_cells(figures), *truth, "", ""))
+            rows.append((comparison.implementation, name, *replica, *_figure_cells(figures), *truth, "", ""))
         of_all = _figure_cells(comparison.overall)
         truth = ("", "") if annotated else ()
-        rows.append((comparison.implementation, "all", *of_all, *truth, claims, comparison.verdict))
+        rows.append((comparison.implementation, "all", *replica, *of_all, *truth, claims, comparison.verdict))
     return rows
 
 
 def _annotated(comparisons: Sequence[Comparison]) -> bool:
     return any(comparison.ground_truth for comparison in comparisons)
+
+
+def _of_clusters(comparisons: Sequence[Comparison]) -> bool:
+    return any(comparison.replica for comparison in comparisons)
 
 
 def _figure_cells(figures: ErrorFigures) -> tuple[str, ...]:

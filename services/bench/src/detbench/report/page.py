@@ -18,6 +18,8 @@ from detbench.report.rows import (
     rows_of,
     uncertain_line,
 )
+from detbench.report.scaling import COLUMNS as SCALING_COLUMNS
+from detbench.report.scaling import scaling_rows
 from detbench.results.sweep import Sweep
 from detbench.verdict import FEW_REQUESTS
 
@@ -40,6 +42,8 @@ def to_html(sweep: Sweep, run_dir: Path) -> str:
         columns=columns,
         rows=[("" if row.run.measured else "failed", row.cells(columns)) for row in rows],
         uncertain=uncertain_line(rows, columns),
+        scaling_columns=SCALING_COLUMNS,
+        scaling=[("", cells) for cells in scaling_rows(sweep, rows)],
         implementation_columns=IMPLEMENTATION_COLUMNS,
         implementations=[("", cells) for cells in implementation_rows(sweep)],
         answer=answer(rows, sweep.settings.slo),

@@ -56,21 +56,24 @@ class Plots:
     def __init__(self, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> None:
         self._rows = [row for row in rows if row.run.measured and row.run.load]
         self._comparisons = comparisons
-        names = dict.fromkeys([row.run.implementation for row in rows] + [each.implementation for each in comparisons])
+        names = dict.fromkeys([row.run.deployment for row in rows] + [each.implementation for each in comparisons])
         self._colours = dict(zip(names, itertools.cycle(PALETTE), strict=False))
-        self._doubts = {row.run.implementation: "not compared" for row in rows if not (row.comparison or row.right)}
+        self._doubts = {row.run.deployment: "not compared" for row in rows if not (row.comparison or row.right)}
+        compared = {row.run.deployment: row.comparison for row in rows if row.comparison}
+        compared |= {each.implementation: each for each in comparisons}
         said = {"tolerated": "other answers", "failed": "wrong answers"}
-        self._doubts |= {each.implementation: said[each.verdict] for each in comparisons if each.verdict in said}
+        self._doubts |= {name: said[each.verdict] for name, each in compared.items() if each.verdict in said}
         self._numbers = itertools.count()
 
     def throughput(self) -> str:
-        """Requests per second against users, a line per implementation; of open loops a bar for each run."""
+        """Requests per second against users, a line per deployment; of open loops a bar for each run."""
         closed = [row for row in self._rows if isinstance(row.run.offered, ClosedLoop)]
+        ceilings = {row.run.deployment for row in closed if row.run.implementation == CEILING}
 
         def lines(axes: Axes) -> None:
-            for name, runs in _by_implementation(closed).items():
+            for name, runs in _by_deployment(closed).items():
                 xs, ys = zip(*runs, strict=True)
-                if name == CEILING:
+                if name in ceilings:
                     axes.plot(xs, ys, ":", color=_GREY, label=f"ceiling ({name}: no model)")
                     continue
                 dashes = "--" if name in self._doubts else "-"
@@ -87,7 +90,7 @@ class Plots:
         def bars(axes: Axes) -> None:
             for place, row in enumerate(self._rows):
                 assert row.run.load is not None
-                self._bar(axes, place, row.run.implementation, row.run.load.rps)
+                self._bar(axes, place, row.run.deployment, row.run.load.rps)
                 if offered := row.run.load.offered_rps:
                     axes.plot([offered, offered], [place - 0.42, place + 0.42], color="black", linewidth=2)
             self._name_rows(axes)
@@ -111,8 +114,8 @@ class Plots:
         most_mb = max((row.run.memory.peak_mb or 0.0 for row in shown if row.run.memory), default=0.0)
 
         def draw(axes: Axes) -> None:
-            for name in dict.fromkeys(row.run.implementation for row in shown):
-                rows = [row for row in shown if row.run.implementation == name]
+            for name in dict.fromkeys(row.run.deployment for row in shown):
+                rows = [row for row in shown if row.run.deployment == name]
                 xs, ys = [row.rps or 0.0 for row in rows], [_finite(row, figure) or 0.0 for row in rows]
                 areas = [
                     40 + 260 * (row.run.memory.peak_mb or 0.0) / most_mb if row.run.memory and most_mb else 40
@@ -148,7 +151,7 @@ class Plots:
             scale(axes.set_xscale, axes.xaxis, finite)
             beyond = 1.15 * max(finite, default=1.0)
             for place, (row, marks) in enumerate(zip(self._rows, shown, strict=True)):
-                colour = self._colours[row.run.implementation]
+                colour = self._colours[row.run.deployment]
                 ends = [min(ms, beyond) for _, ms, _ in marks]
                 axes.plot([ends[0], ends[-1]], [place, place], color=colour, linewidth=2, alpha=0.5)
                 for marker, ms, certain in marks:
@@ -187,12 +190,12 @@ class Plots:
         return self._draw("Share of each stage in the server's time", self._height() + 0.5, draw)
 
     def memory(self) -> str:
-        """Highest memory peak of each implementation, and the part of it that an empty server takes in grey."""
+        """Highest memory peak of each deployment, and the part of it that an empty server takes in grey."""
         found: dict[str, Memory] = {}
         for row in self._rows:
             if row.run.memory and row.run.memory.peak_mb is not None:
-                before = found.setdefault(row.run.implementation, row.run.memory)
-                found[row.run.implementation] = max(before, row.run.memory, key=lambda each: each.peak_mb or 0.0)
+                before = found.setdefault(row.run.deployment, row.run.memory)
+                found[row.run.deployment] = max(before, row.run.memory, key=lambda each: each.peak_mb or 0.0)
 
         def draw(axes: Axes) -> None:
             for place, (name, memory) in enumerate(found.items()):
@@ -238,7 +241,7 @@ class Plots:
         axes.barh(place, value, color=self._colours[name], hatch=hatch, edgecolor="white", height=0.6)
 
     def _name_rows(self, axes: Axes) -> None:
-        names = [f"{row.run.implementation}, {row.run.offered}" for row in self._rows]
+        names = [f"{row.run.deployment}, {row.run.offered}" for row in self._rows]
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
 
@@ -275,12 +278,12 @@ def svg(title: str, height: float, prefix: str, draw: Callable[[Axes], None]) ->
     return document[document.index("<svg") :]  # within a page: without the prologue of a document
 
 
-def _by_implementation(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+def _by_deployment(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
     """Users and rate of each run of a closed loop, by users."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if isinstance(row.run.offered, ClosedLoop) and row.run.load:
-            found.setdefault(row.run.implementation, []).append((row.run.offered.users, row.run.load.rps))
+            found.setdefault(row.run.deployment, []).append((row.run.offered.users, row.run.load.rps))
     return {name: sorted(runs) for name, runs in found.items()}
 
 

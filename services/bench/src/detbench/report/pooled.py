@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from detbench.load.figures import together
 from detbench.results.loads import Load, Objective
-from detbench.results.quality import Audit, Gate
+from detbench.results.quality import Audit, AuditedReplica, Gate
 from detbench.results.sweep import DeviceUse, MeasurementWarning, Run
 from detbench.slo import missed
 from detbench.verdict import FEW_REQUESTS, few_requests, verdict_of
@@ -55,6 +55,11 @@ def _audit(rounds: Sequence[Audit]) -> Audit | None:
     return Audit(
         **{name: sum(getattr(each, name) for each in rounds) for name in ("answers", "audited", "distinct", "right")},
         reasons=_each_once(each.reasons for each in rounds),
+        replicas={
+            name: AuditedReplica(audited=sum(each.audited for each in parts), right=sum(each.right for each in parts))
+            for name in dict.fromkeys(name for each in rounds for name in each.replicas)
+            if (parts := [each.replicas[name] for each in rounds if name in each.replicas])
+        },
         gate=_all([each.gate for each in rounds]),
         tolerance=_all(tolerances) if tolerances else None,
     )

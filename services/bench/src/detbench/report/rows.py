@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from detbench.report.pooled import pooled
-from detbench.results.loads import OpenLoop, Times
+from detbench.results.loads import Load, OpenLoop, Times
 from detbench.results.quality import Audit, Comparison
-from detbench.results.sweep import BASELINE, CEILING, ImplementationInfo, Memory, Run, Sweep
+from detbench.results.sweep import BASELINE, CEILING, ImplementationInfo, Memory, Run, Sweep, deployment
 from detbench.statistics.percentiles import Percentile
 from detbench.statistics.ratios import Ratio, paired_ratio
 from detbench.verdict import FEW_REQUESTS
@@ -44,6 +44,8 @@ AUDIT_COLUMN = Column(
     "answers of the load that are the reference's, but for float32 rounding, of those that were compared with it; "
     "tolerated: all together near them, and claimed to be no more",
 )
+REPLICAS_COLUMN = Column("replicas", "processes of the cluster that serve it, each with a device or a share of one")
+PER_REPLICA_COLUMN = Column("RPS per replica", "of the slowest and the fastest replica, in any round")
 _SEEN = "seen by the client; in an open loop from the time when the request was to be sent"
 _BEFORE = (
     Column("implementation", "way of running the models", numeric=False),
@@ -61,7 +63,8 @@ _BEFORE = (
     Column("RPS", "successful requests per second; a request is one image through every model of the set"),
     Column(
         "vs baseline",
-        "RPS over baseline's under the same load; of several rounds, with the interval that holds it with 95 %",
+        "RPS over baseline's under the same load, with as many replicas; of several rounds, with the interval that "
+        "holds it with 95 %",
     ),
 )
 _LATENCY = (
@@ -84,13 +87,15 @@ class Row:
     """The rounds of one run, pooled, with the comparison of its implementation.
 
     `exact` is whether the implementation claims the reference's answers, `speedup` its RPS over baseline's under the
-    same load, with an interval where there are several rounds.
+    same load with as many replicas, `scaling` that over its own with one replica; with an interval where there are
+    several rounds.
     """
 
     run: Run
     comparison: Comparison | None
     exact: bool
     speedup: Ratio | None
+    scaling: Ratio | None
 
     @property
     def rps(self) -> float | None:
@@ -122,6 +127,8 @@ class Row:
         )
         texts = {
             **dict(zip(_BEFORE, before, strict=True)),
+            REPLICAS_COLUMN: "–" if run.replicas is None else str(run.replicas),
+            PER_REPLICA_COLUMN: per_replica(load),
             **dict(zip(_LATENCY, _percentiles(latency, "p50", "p90", "p99"), strict=True)),
             **dict(zip((_RARE_COLUMN,), _percentiles(latency, "p99.9"), strict=True)),
             **dict(zip(_SERVICE, _percentiles(service, "p50", "p99"), strict=True)),
@@ -139,7 +146,8 @@ def columns_of(sweep: Sweep) -> tuple[Column, ...]:
     """The columns of a sweep's table.
 
     p99.9 is among them where it is certified in some run, the service time where some loop is open, as latency is never
-    shown without it there, energy where a GPU tells it, and what is right under load where some run was audited.
+    shown without it there, energy where a GPU tells it, what is right under load where some run was audited, and
+    replicas where a cluster served.
     """
     latencies = [run.load.latency for run in sweep.runs if run.load and run.load.latency]
     rare = any(latency.p99_9.certified for latency in latencies)
@@ -148,13 +156,14 @@ def columns_of(sweep: Sweep) -> tuple[Column, ...]:
     energy = (_ENERGY_COLUMN,) if any(run.joules_per_1000_images is not None for run in sweep.runs) else ()
     audit = (AUDIT_COLUMN,) if any(run.audit for run in sweep.runs) else ()
     latency = (*_LATENCY, *((_RARE_COLUMN,) if rare else ()), *(_SERVICE if is_open else ()))
-    return (*_BEFORE, *latency, *slo, *energy, *_AFTER, *audit)
+    replicas = (REPLICAS_COLUMN, PER_REPLICA_COLUMN) if sweep.settings.replicas else ()
+    return (*_BEFORE, *replicas, *latency, *slo, *energy, *_AFTER, *audit)
 
 
 def doubt_lines(rows: Iterable[Row]) -> list[str]:
     """The reasons for the verdicts, and lesser doubts: a line each, but for what `uncertain_line` says of all."""
     return [
-        f"{row.run.implementation}, {row.run.offered}: {doubt.message}; {doubt.remedy} ({doubt.code})"
+        f"{row.run.deployment}, {row.run.offered}: {doubt.message}; {doubt.remedy} ({doubt.code})"
         for row in rows
         for doubt in row.run.warnings
         if doubt.invalidates or doubt.code != FEW_REQUESTS
@@ -210,17 +219,22 @@ def rows_of(sweep: Sweep) -> list[Row]:
     """All rows, in the order of the runs; the rounds of a run are pooled."""
     rounds: dict[tuple[str, str], list[Run]] = {}
     for run in sweep.runs:
-        rounds.setdefault((run.implementation, str(run.offered)), []).append(run)
+        rounds.setdefault((run.deployment, str(run.offered)), []).append(run)
     exact = {info.name for info in sweep.implementations if info.exact}
-    return [
-        Row(
-            pooled(runs, sweep.settings.slo),
-            sweep.comparison(name),
-            name in exact,
-            _speedup(runs, rounds.get((BASELINE, offered), [])),
+
+    def row(runs: list[Run]) -> Row:
+        name, replicas, offered = runs[0].implementation, runs[0].replicas, str(runs[0].offered)
+        baseline = rounds.get((deployment(BASELINE, replicas), offered), [])
+        alone = rounds.get((deployment(name, 1), offered), [])
+        return Row(
+            run=pooled(runs, sweep.settings.slo),
+            comparison=sweep.comparison(name),
+            exact=name in exact,
+            speedup=None if name == CEILING else _ratio(runs, baseline),
+            scaling=_ratio(runs, alone),
         )
-        for (name, offered), runs in rounds.items()
-    ]
+
+    return list(map(row, rounds.values()))
 
 
 def implementation_cells(info: ImplementationInfo, memories: Iterable[Memory | None]) -> tuple[str, ...]:
@@ -301,21 +315,25 @@ def speedup(ratio: Ratio | None) -> str:
     return f"{ratio.value:.2f}×{interval}"
 
 
+def per_replica(load: Load | None) -> str:
+    """The requests per second of the slowest and the fastest replica."""
+    rates = load.replicas_rps.values() if load else ()
+    return "–".join(dict.fromkeys(f"{rate:.3g}" for rate in (min(rates), max(rates)))) if rates else "–"
+
+
 def _right(audit: Audit | None) -> str:
     if audit is None:
         return NOT_APPLICABLE
     return f"{audit} (tolerated)" if audit.verdict == "tolerated" else str(audit)
 
 
-def _speedup(runs: Sequence[Run], baseline: Sequence[Run]) -> Ratio | None:
-    """Of the rounds that both have. Of baseline itself it is 1, with no doubt about it; the ceiling has none."""
-    if runs[0].implementation == CEILING:
-        return None
-    ours, theirs = _rps_by_round(runs), _rps_by_round(baseline)
+def _ratio(runs: Sequence[Run], others: Sequence[Run]) -> Ratio | None:
+    """Of the rates, in the rounds that both have. Of the others themselves it is 1, with no doubt about it."""
+    ours, theirs = _rps_by_round(runs), _rps_by_round(others)
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
-    if runs is baseline:
+    if runs is others:
         both = both[:1]
     return paired_ratio([ours[number] for number in both], [theirs[number] for number in both])
 

@@ -20,6 +20,8 @@ from detbench.report.rows import (
     rows_of,
     uncertain_line,
 )
+from detbench.report.scaling import COLUMNS as SCALING_COLUMNS
+from detbench.report.scaling import scaling_rows
 from detbench.results.quality import Comparison
 from detbench.results.sweep import Environment, Settings, Sweep
 
@@ -36,6 +38,12 @@ def terminal_table(sweep: Sweep) -> Table:
 def implementations_table(sweep: Sweep) -> Table:
     """What the implementations are, and what loading them took, for a terminal."""
     return table_of("Implementations", IMPLEMENTATION_COLUMNS, implementation_rows(sweep))
+
+
+def scaling_table(sweep: Sweep) -> Table | None:
+    """What more replicas are worth, for a terminal; None where no cluster was started."""
+    rows = scaling_rows(sweep, rows_of(sweep))
+    return table_of("Scaling", SCALING_COLUMNS, rows) if rows else None
 
 
 def output_error_table(comparisons: Sequence[Comparison]) -> Table:
@@ -73,12 +81,11 @@ def markdown_table(sweep: Sweep) -> str:
         "",
         *([uncertain, ""] if uncertain else []),
         *([*(f"- {line}" for line in doubts), ""] if (doubts := doubt_lines(rows)) else []),
+        *([*markdown_lines(SCALING_COLUMNS, scaling), ""] if (scaling := scaling_rows(sweep, rows)) else []),
         *markdown_lines(IMPLEMENTATION_COLUMNS, implementation_rows(sweep)),
         *output_error_lines(sweep.comparisons),
     ]
-    reasons = [
-        f"- {run.implementation}, {run.offered}: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason
-    ]
+    reasons = [f"- {run.deployment}, {run.offered}: {run.reason.splitlines()[0]}" for run in sweep.runs if run.reason]
     reasons += [f"- {note}" for note in ground_truth_notes(sweep.comparisons)]
     return "\n".join([*lines, *(["", *reasons] if reasons else []), ""])
 

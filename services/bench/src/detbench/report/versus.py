@@ -11,7 +11,7 @@ from detbench.results.sweep import Run, Sweep
 from detbench.statistics.ratios import Ratio, differs, reports_ratio
 
 COLUMNS = (
-    Column("implementation", "what was measured", numeric=False),
+    Column("implementation", "what was measured, in how many replicas where it was a cluster", numeric=False),
     Column("load", "users of a closed loop, or the schedule of an open one", numeric=False),
     Column("figure", "which figure", numeric=False),
     Column("A", "in the first report; the geometric mean of its rounds"),
@@ -31,12 +31,12 @@ _MORE_IS_BETTER = {"RPS"}
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of one load in two reports, each with a value per round.
+    """One figure of one deployment under one load in two reports, each with a value per round.
 
     `differs` is None where there are too few rounds to tell.
     """
 
-    implementation: str
+    deployment: str
     load: str
     figure: str
     a: tuple[float, ...]
@@ -65,7 +65,7 @@ class Difference:
     def cells(self) -> tuple[str, ...]:
         """Text under each of `COLUMNS`."""
         means = (f"{reports_ratio(rounds, [1.0]).value:,.4g}" for rounds in (self.a, self.b))
-        return (self.implementation, self.load, self.figure, *means, str(self.ratio), self.verdict)
+        return (self.deployment, self.load, self.figure, *means, str(self.ratio), self.verdict)
 
 
 def differences(a: Sweep, b: Sweep, other_machine: bool = False) -> list[Difference]:
@@ -81,10 +81,10 @@ def differences(a: Sweep, b: Sweep, other_machine: bool = False) -> list[Differe
     """
     _check(a, b, other_machine)
     found = [
-        Difference(implementation, load, figure, ours, theirs)
-        for implementation, load in _loads(a.runs)
+        Difference(deployment, load, figure, ours, theirs)
+        for deployment, load in _loads(a.runs)
         for figure in _FIGURES
-        if (ours := _rounds(a, implementation, load, figure)) and (theirs := _rounds(b, implementation, load, figure))
+        if (ours := _rounds(a, deployment, load, figure)) and (theirs := _rounds(b, deployment, load, figure))
     ]
     if not found:
         raise DetbenchError(
@@ -125,14 +125,14 @@ def _shown(value: object) -> str:
 
 
 def _loads(runs: Iterable[Run]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((run.implementation, str(run.offered)) for run in runs))
+    return list(dict.fromkeys((run.deployment, str(run.offered)) for run in runs))
 
 
-def _rounds(sweep: Sweep, implementation: str, offered: str, figure: str) -> tuple[float, ...]:
+def _rounds(sweep: Sweep, deployment: str, offered: str, figure: str) -> tuple[float, ...]:
     loads = (
         run.load
         for run in sweep.runs
-        if run.measured and (run.implementation, str(run.offered)) == (implementation, offered) and run.load
+        if run.measured and (run.deployment, str(run.offered)) == (deployment, offered) and run.load
     )
     values = (_FIGURES[figure](load) for load in loads)
     return tuple(value for value in values if value and math.isfinite(value))

@@ -8,7 +8,7 @@ from pydantic import Field
 from detbench.api.schemas import ModelWeights
 from detbench.results.loads import Objective, OpenLoop
 from detbench.results.record import Record
-from detbench.results.sweep import Environment, ImplementationInfo, Run
+from detbench.results.sweep import Environment, ImplementationInfo, Run, deployment
 
 Outcome = Literal["passed", "failed", "unusable"]
 Ending = Literal["precision", "none", "max-rate", "generator", "time", "probes", "failure"]
@@ -35,12 +35,13 @@ class Probe(Record):
 
 
 class Capacity(Record):
-    """The search for the capacity of one implementation, as far as it has come.
+    """The search for the capacity of one implementation, in one process or a cluster, as far as it has come.
 
     `last_passed` and `first_failed` are places in `probes`. The capacity lies between the rates of the two.
     """
 
     implementation: ImplementationInfo
+    replicas: int | None = Field(default=None, description="of the cluster; None: no cluster")
     closed_loop: Run | None = Field(default=None, description="a few users, whose throughput is the first guess")
     probes: list[Probe] = Field(default_factory=list, description="in the order in which they were made")
     last_passed: int | None = Field(default=None, description="of the highest rate that passed; None: none did")
@@ -53,6 +54,11 @@ class Capacity(Record):
         "asked for passed; something else than the server was the limit; the time or the probes were used up; the "
         "server ended, or could not be measured. None: it has not ended",
     )
+
+    @property
+    def deployment(self) -> str:
+        """What was measured, in words; see `detbench.results.sweep.deployment`."""
+        return deployment(self.implementation.name, self.replicas)
 
     @property
     def passed(self) -> Probe | None:
@@ -75,13 +81,17 @@ class CapacitySettings(Record):
 
     implementations: list[str]
     model_set: str
+    replicas: list[int] = Field(
+        default_factory=list,
+        description="of the clusters that were started for each implementation, or of that at `host`; empty: none is",
+    )
     slo: list[Objective] = Field(description="limits that a rate must hold")
     arrivals: str | None = Field(description="of every probe: constant, poisson or gamma; None: poisson")
     burstiness: float | None
     seed: int = Field(description="of probe number n, from 1, it is this plus n")
     max_in_flight: int = Field(description="requests without an answer at most; a slot beyond is dropped")
     max_rate: float | None = Field(description="requests per second that are not exceeded")
-    max_duration_s: float = Field(description="of all probes of one implementation together")
+    max_duration_s: float = Field(description="of all probes of one search together")
     precision: float = Field(description="the failed rate over the one that passed, less one, at the end of a search")
     processes: int = Field(description="that send each load together")
     warmup_requests: int
@@ -102,9 +112,7 @@ class Capacities(Record):
     settings: CapacitySettings
     environment: Environment
     weights: list[ModelWeights]
-    capacities: list[Capacity] = Field(description="of each implementation of the settings, in their order")
+    capacities: list[Capacity] = Field(
+        description="of each implementation of the settings with each number of replicas, in their order"
+    )
     problems: list[str] = Field(default_factory=list, description="what ended badly, one line each; empty is success")
-
-    def of(self, implementation: str) -> Capacity:
-        """The search of this implementation."""
-        return next(each for each in self.capacities if each.implementation.name == implementation)

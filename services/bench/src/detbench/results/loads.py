@@ -134,6 +134,9 @@ class Load(Record):
     dropped: int = Field(description="scheduled and not sent: no sender was idle")
     offered_rps: float | None = Field(description="issued requests per second; None in a closed loop")
     rps: float = Field(description="successful answers within the window per second")
+    replicas_rps: dict[str, float] = Field(
+        default_factory=dict, description="the same of each replica of a cluster, by name; empty without a cluster"
+    )
     latency: Times | None = Field(
         description="open loop: from the scheduled time to the answer, dropped slots being failures; closed loop: from "
         "sending to the answer; None where nothing was issued"

@@ -17,6 +17,13 @@ class Gate(Record):
 Judgement = Literal["passed", "tolerated", "failed"]
 
 
+class AuditedReplica(Record):
+    """The answers of one replica of a cluster, as those of all in `Audit`."""
+
+    audited: int
+    right: int
+
+
 class Audit(Record):
     """The answers of one run, compared with the reference's. `str()` is for a person to read."""
 
@@ -25,8 +32,11 @@ class Audit(Record):
     distinct: int = Field(description="different answers among the audited ones; of several rounds the sum")
     right: int = Field(description="audited ones that are the reference's but for float32 reassociation")
     reasons: list[str] = Field(default_factory=list, description="why the first ones that are not right are not")
-    gate: Gate = Field(description="of all audited ones together, as `Comparison.gate`")
-    tolerance: Gate | None = Field(description="of all audited ones together, as `Comparison.tolerance`, without mAP")
+    replicas: dict[str, AuditedReplica] = Field(
+        default_factory=dict, description="the audited ones by the replica that gave them; empty without a cluster"
+    )
+    gate: Gate = Field(description="of all audited ones of each replica together, as `Comparison.gate`")
+    tolerance: Gate | None = Field(description="of the same, as `Comparison.tolerance`, without mAP")
 
     @property
     def verdict(self) -> Judgement:
@@ -85,12 +95,17 @@ class GroundTruth(Record):
 
 
 class Comparison(Record):
-    """Output error of one implementation: per model of the set, and over all of them."""
+    """Output error of one implementation: per model of the set, and over all of them.
+
+    Of a cluster the figures are those of the worst replica, and the gates are passed where those of all replicas are.
+    """
 
     implementation: str
     model_set: str
     exact: bool = Field(description="whether the implementation claims to give the reference's answers")
     images: int
+    replica: str | None = Field(default=None, description="the worst one of a cluster; None without a cluster")
+    replicas: dict[str, Judgement] = Field(default_factory=dict, description="of a cluster, the verdict on each")
     batch_sizes: dict[int, int] = Field(description="size of the batch that an image was answered in, to images")
     per_model: dict[str, ErrorFigures]
     overall: ErrorFigures

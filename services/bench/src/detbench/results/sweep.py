@@ -19,6 +19,11 @@ BASELINE = "baseline"
 CEILING = "invalid"
 
 
+def deployment(implementation: str, replicas: int | None) -> str:
+    """What is served, in words: "fastest" by one process, "fastest with 2 replicas" by a cluster."""
+    return implementation if replicas is None else f"{implementation} with {replicas} replica{'s'[: replicas > 1]}"
+
+
 class Environment(Record):
     """The machine and the software that answered."""
 
@@ -39,6 +44,10 @@ class Settings(Record):
     implementations: list[str]
     model_set: str
     offered: list[Offered] = Field(description="the loads, each a run of every implementation")
+    replicas: list[int] = Field(
+        default_factory=list,
+        description="of the clusters that were started for each implementation, or of that at `host`; empty: none is",
+    )
     processes: int = Field(description="that send each load together")
     repeats: int = Field(default=1, description="rounds; every second one measures in the opposite order")
     duration_s: float
@@ -124,6 +133,7 @@ class Run(Record):
     round: int = Field(default=1, description="from 1 to the settings' `repeats`")
     implementation: str
     model_set: str
+    replicas: int | None = Field(default=None, description="of the cluster, at its start; None: no cluster")
     offered: Offered
     verdict: Literal["valid", "invalid", "failed", "not_run"] = Field(
         description="invalid: measured, but some warning invalidates it; see detbench.verdict"
@@ -139,6 +149,11 @@ class Run(Record):
     audit: Audit | None = Field(default=None, description="None where outputs were not compared, or the run failed")
 
     device: DeviceUse | None = Field(default=None, description="None without a GPU")
+
+    @property
+    def deployment(self) -> str:
+        """What was measured, in words; see `deployment`."""
+        return deployment(self.implementation, self.replicas)
 
     @property
     def joules_per_1000_images(self) -> float | None:
