@@ -13,7 +13,7 @@ TRITON_PYTHON ?= /usr/bin/python3.11
 BIN := $(VENV)/bin
 # uv from PATH, else one of our own: a PATH without it needs nothing but Python and its venv module.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-# The stack, with the GPU where there is one that Docker can use. Not `:=`: asked when a target needs it.
+# The stack, with the GPU where there is one that Docker can use; a cluster with RAY=1. Not `:=`: asked when a target needs it.
 COMPOSE = docker compose $$(scripts/compose-files)
 export REVISION := $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
 STACK_IS_UP = test -n "$$(docker ps -q --filter label=com.docker.compose.project=detbench --filter label=com.docker.compose.service=inference 2>/dev/null)"
@@ -86,11 +86,11 @@ test-all: lint ## test and test-slow in one session
 lint: install ## ruff, mypy, import-linter and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy services/inference/src services/bench/src grafana scripts
+	$(BIN)/mypy services/inference/src services/inference/ray_head.py services/bench/src grafana scripts
 	$(BIN)/lint-imports --no-logo --no-cache
 	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint services/*/Dockerfile; fi
 
-test-stack: install ## the stack on a real Docker engine: build, up, load, kill, down (Debian, root; about 10 minutes)
+test-stack: install ## the stack on a real Docker engine: build, up, load, kill, down; as a cluster, too (Debian, root; about 12 minutes)
 	tests/stack/run
 
 fmt: install ## format, and mend what ruff can
@@ -120,7 +120,7 @@ compare-here: install
 report: install ## make the report of the newest run again
 	$(BIN)/detbench report
 
-up: ## build and start the stack, with the GPU where there is one; prints where to look
+up: ## build and start the stack, with the GPU where there is one, as a cluster with RAY=1; prints where to look
 	docker compose $$(scripts/compose-files --explain) up --build --detach --wait
 	@address() { $(COMPOSE) port "$$1" "$$2" | sed 's/^\(127.0.0.1\|0.0.0.0\):/localhost:/'; }; \
 	echo "Locust      http://$$(address locust-master 8089)   start a load here"; \
@@ -148,8 +148,8 @@ dashboards: install ## write grafana/dashboards/*.json from grafana/generate.py
 
 lock: | $(filter .uv/bin/uv,$(UV)) ## pin the newest versions of everything in requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
-	  --custom-compile-command "make lock" --no-annotate --group dev --extra onnxruntime --extra openvino-int8 --upgrade \
-	  services/inference/pyproject.toml services/bench/pyproject.toml --output-file requirements.lock
+	  --custom-compile-command "make lock" --no-annotate --group dev --extra onnxruntime --extra openvino-int8 --extra ray \
+	  --upgrade services/inference/pyproject.toml services/bench/pyproject.toml --output-file requirements.lock
 	$(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 	  --custom-compile-command "make lock" --no-annotate --extra onnxruntime --upgrade services/bench/peers/requirements.in \
 	  services/inference/pyproject.toml services/bench/pyproject.toml \

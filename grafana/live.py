@@ -199,7 +199,7 @@ def live() -> Dashboard:
                 "Loaded implementations",
                 "1 while an implementation can serve at once. Its weights take memory even when idle.",
                 "short",
-                ("sum by (implementation, model_set) (detserver_implementation_loaded)", NAMED),
+                ("max by (implementation, model_set) (detserver_implementation_loaded)", NAMED),
             )
         )
         .with_panel(
@@ -248,14 +248,17 @@ def live() -> Dashboard:
         .with_panel(
             graph(
                 "Memory",
-                "Of the server's process, now and its peak since the last reset: on a GPU the GPU's memory by NVML, "
-                "with what torch's allocator has reserved beside it; without one resident memory.",
+                "Of the server's process, or of all replicas, now and the peak since the last reset: on a GPU its "
+                "memory by NVML, with what torch's allocator has reserved beside it; without one resident memory.",
                 "bytes",
-                ('detserver_vram_bytes{kind="process"}', "GPU, now"),
-                ('detserver_vram_bytes{kind="process_peak"}', "GPU, peak"),
-                ('detserver_vram_bytes{kind="reserved"}', "reserved by torch, now"),
-                ('detserver_vram_bytes{kind="reserved_peak"}', "reserved by torch, peak"),
-                ("detserver_resident_bytes unless on (instance) detserver_vram_bytes", "resident, {{kind}}"),
+                ('sum(detserver_vram_bytes{kind="process"})', "GPU, now"),
+                ('sum(detserver_vram_bytes{kind="process_peak"})', "GPU, peak"),
+                ('sum(detserver_vram_bytes{kind="reserved"})', "reserved by torch, now"),
+                ('sum(detserver_vram_bytes{kind="reserved_peak"})', "reserved by torch, peak"),
+                (
+                    "sum by (kind) (detserver_resident_bytes unless on (instance) detserver_vram_bytes)",
+                    "resident, {{kind}}",
+                ),
             )
         )
         .with_panel(

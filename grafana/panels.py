@@ -39,6 +39,7 @@ CHOSEN = 'implementation=~"$implementation"'
 BY = "implementation_model_set"
 NAMED = "{{implementation}} · {{model_set}}"
 NO_GPU = "no GPU, by DCGM"
+NO_CLUSTER = "no cluster"
 PROFILING = " Profiling counter: data-centre cards only, GeForce has none."
 
 Query = tuple[str, str]

@@ -1,4 +1,4 @@
-"""The files of the stack, without an engine: compose.yaml, .env.example, the exporter's counters, the scripts."""
+"""The files of the stack, without an engine: compose files, .env.example, serve configurations, the scripts."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,8 +15,23 @@ import yaml
 from detserver.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """Reads what Compose tags with !reset and !override as if it were not tagged."""
+
+
+def untagged(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> object:
+    return loader.construct_mapping(node) if isinstance(node, yaml.MappingNode) else loader.construct_sequence(node)
+
+
+ComposeLoader.add_multi_constructor("!", untagged)
+
 COMPOSE_TEXT = (ROOT / "compose.yaml").read_text()
+RAY_TEXT = (ROOT / "compose.ray.yaml").read_text()
 SERVICES = yaml.safe_load(COMPOSE_TEXT)["services"]
+RAY_SERVICES = yaml.load(RAY_TEXT, ComposeLoader)["services"]
+ALL_SERVICES = [*SERVICES.items(), *RAY_SERVICES.items()]
 
 Program = Callable[..., Path]
 
@@ -59,20 +75,20 @@ def offered() -> dict[str, str]:
 
 
 def interpolated() -> dict[str, str]:
-    """Variables of compose.yaml with their defaults."""
-    return dict(re.findall(r"(?<!\$)\$\{([A-Z_]+):-([^}]*)\}", COMPOSE_TEXT))
+    """Variables of the compose files with their defaults."""
+    return dict(re.findall(r"(?<!\$)\$\{([A-Z_]+):-([^}]*)\}", COMPOSE_TEXT + RAY_TEXT))
 
 
 def test_what_env_example_offers_is_what_compose_uses_with_the_same_defaults():
     defaults = interpolated()
     del defaults["REVISION"]  # the Makefile's
     assert {name: value or defaults[name] for name, value in offered().items()} == defaults
-    assert re.findall(r"\$\{[A-Z_]+(?!:[-+]|[A-Z_])", COMPOSE_TEXT) == []
+    assert re.findall(r"\$\{[A-Z_]+(?!:[-+]|[A-Z_])", COMPOSE_TEXT + RAY_TEXT) == []
 
 
 def environments() -> Iterator[tuple[str, str]]:
-    """(service, variable) of what compose.yaml passes to our programs."""
-    for name, service in SERVICES.items():
+    """(service, variable) of what Compose passes to our programs."""
+    for name, service in ALL_SERVICES:
         for variable in service.get("environment", {}):
             if re.match(r"DETSERVER_|DETBENCH_|BENCHMARK_", variable):
                 yield name, variable
@@ -90,7 +106,7 @@ def test_every_variable_that_compose_passes_is_read_by_the_program():
 
 
 def test_a_container_of_an_selinux_host_may_read_what_it_mounts():
-    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    mounts = [mount for _, service in ALL_SERVICES for mount in service.get("volumes", [])]
     ours = [mount for mount in mounts if mount.startswith((".", "${"))]
     assert len(ours) > 8
     for mount in ours:
@@ -99,7 +115,7 @@ def test_a_container_of_an_selinux_host_may_read_what_it_mounts():
 
 def test_a_bind_mount_is_of_a_file_that_a_checkout_has():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for service in SERVICES.values():
+    for _, service in ALL_SERVICES:
         for source in (mount.split(":")[0] for mount in service.get("volumes", []) if mount.startswith(".")):
             name = source.removeprefix("./")
             assert any(path == name or path.startswith(f"{name}/") for path in tracked), source
@@ -107,9 +123,9 @@ def test_a_bind_mount_is_of_a_file_that_a_checkout_has():
 
 def test_healthchecks_ask_no_proxy():
     dockerfiles = [path.read_text() for path in (ROOT / "services").glob("*/Dockerfile")]
-    checks = [json.dumps(service["healthcheck"]) for service in SERVICES.values() if "healthcheck" in service]
+    checks = [json.dumps(service["healthcheck"]) for _, service in ALL_SERVICES if "healthcheck" in service]
     checks += [found for text in dockerfiles for found in re.findall(r"^HEALTHCHECK(?:.*\\\n)*.*", text, re.M)]
-    assert len(checks) >= 6
+    assert len(checks) >= 7
     for check in checks:
         assert "urllib" not in check
         assert "wget" not in check or re.search(r"-Y\W+off", check), check
@@ -120,6 +136,60 @@ def test_compose_waits_longer_for_the_server_than_the_server_for_its_requests():
     limit = inference["environment"]["DETSERVER_DRAIN_LIMIT_S"]
     assert inference["stop_grace_period"] == f"{limit}s10s"
     assert limit == f"${{DRAIN_LIMIT_S:-{Settings().drain_limit_s:g}}}"
+
+
+# ── Ray ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def serve_config() -> Any:
+    return yaml.safe_load((ROOT / "services" / "inference" / "serve_config.yaml").read_text())
+
+
+def with_defaults(text: str) -> str:
+    """As Compose interpolates it without a .env."""
+    return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", text)
+
+
+def test_the_stack_deploys_the_serve_configuration_but_for_its_address_and_what_the_stack_is_for():
+    deployed = yaml.safe_load(with_defaults(RAY_SERVICES["inference"]["environment"]["SERVE_CONFIG"]))
+    expected = serve_config()
+    expected["proxy_location"] = "HeadOnly"
+    expected["http_options"]["host"] = "0.0.0.0"
+    # The reference is baseline's.
+    expected["applications"][0]["args"] = {"implementation": "baseline", "model_set": "mixed"}
+    assert deployed == expected
+
+
+def test_kubernetes_deploys_the_serve_configuration_but_for_its_address():
+    manifest = yaml.safe_load((ROOT / "kubernetes" / "rayservice.yaml").read_text())
+    expected = serve_config()
+    expected["http_options"]["host"] = "0.0.0.0"
+    assert yaml.safe_load(manifest["spec"]["serveConfigV2"]) == expected
+
+
+def test_ray_serve_knows_every_key_of_the_serve_configuration():
+    schema = pytest.importorskip("ray.serve.schema", reason="ray is not installed")
+    config = schema.ServeDeploySchema.model_validate(serve_config())
+    # Unknown keys are ignored.
+    assert without_unset(serve_config(), config.model_dump(exclude_unset=True)) == serve_config()
+    (application,) = config.applications
+    assert application.import_path == "detserver.cluster:application"
+    assert application.deployment_names == ["Replica"]
+
+
+def without_unset(given: Any, parsed: Any) -> Any:
+    """What of `given` the schema has kept."""
+    if isinstance(given, dict):
+        return {key: without_unset(value, parsed[key]) for key, value in given.items() if key in parsed}
+    if isinstance(given, list):
+        return [without_unset(*pair) for pair in zip(given, parsed, strict=True)]
+    return parsed
+
+
+def test_no_port_of_ray_is_published():
+    for name in ("inference", "ray-worker", "prometheus"):
+        assert not RAY_SERVICES[name].get("ports")
+    assert [port.rsplit(":", 1)[-1] for port in SERVICES["inference"]["ports"]] == ["8000"]
 
 
 # ── scripts/compose-files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -156,6 +226,9 @@ def test_the_stack_uses_the_gpu_where_its_driver_answers_and_docker_can_hand_it_
     assert explained.stderr.count("\n") == 1
     silent = subprocess.run([script], env=environment, capture_output=True, text=True)
     assert (silent.stdout, silent.stderr) == (f"{files}\n", "")
+    cluster = subprocess.run([script], env=environment | {"RAY": "1"}, capture_output=True, text=True)
+    gpus = " -f compose.ray.gpu.yaml" if files == WITH_GPU else ""
+    assert cluster.stdout == f"{files} -f compose.ray.yaml{gpus}\n"
 
 
 # ── grafana/start.sh ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,6 @@
 """The stack as users change it: models, data and a password of their own, and a proxy in Docker's configuration."""
 
 import base64
-import io
 import json
 import os
 import shutil
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from PIL import Image
-from running_stack import PORTS, PROJECT, ROOT, SERVICES, Stack, eventually
+from running_stack import PORTS, PROJECT, ROOT, SERVICES, Stack, eventually, photo
 from safetensors.torch import save_file
 
 from detserver.models.calibrate import calibrated_state_dict
@@ -173,9 +171,3 @@ def admin(password: str) -> int:
 
 
 JPEG = {"Content-Type": "image/jpeg"}
-
-
-def photo() -> bytes:
-    out = io.BytesIO()
-    Image.effect_mandelbrot((640, 480), (-2, -1.2, 1, 1.2), 60).convert("RGB").save(out, "JPEG")
-    return out.getvalue()

@@ -3,31 +3,42 @@
 import json
 import re
 import socket
-import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
-from running_stack import PORTS, ROOT, Stack, eventually
+from running_stack import (
+    PORTS,
+    ROOT,
+    Stack,
+    addresses_elsewhere,
+    assert_without_rights,
+    eventually,
+    panels,
+    refused_uploads,
+)
 
 pytestmark = pytest.mark.timeout(900)
 OURS = ("inference", "locust-master", "locust-worker")
-RATE_INTERVAL = "8s"  # Grafana's at a scrape interval of 2 s
+WITH_GPU = ("-f", "compose.yaml")
+CLUSTER_WITH_GPUS = (*WITH_GPU, "-f", "compose.ray.yaml", "-f", "compose.ray.gpu.yaml")
 
 
-def test_both_compose_files_are_valid_and_env_example_shows_the_defaults(stack: Stack, tmp_path: Path):
+@pytest.mark.parametrize("files", [WITH_GPU, CLUSTER_WITH_GPUS])
+def test_compose_files_are_valid_and_env_example_shows_the_defaults(
+    stack: Stack, tmp_path: Path, files: tuple[str, ...]
+):
     everything = tmp_path / "everything.env"
     everything.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", (ROOT / ".env.example").read_text(), flags=re.M))
     (tmp_path / "empty.env").touch()
     empty, uncommented = (
-        stack.docker("compose", "--env-file", str(tmp_path / file), "-f", "compose.yaml", "config").stdout
+        stack.docker("compose", "--env-file", str(tmp_path / file), *files, "config").stdout
         for file in ("empty.env", "everything.env")
     )
     assert empty == uncommented
+
+
+def test_without_a_gpu_none_is_reserved(stack: Stack):
     on_cpu = json.loads(stack.compose("config", "--format", "json").stdout)["services"]
     assert "deploy" not in on_cpu["inference"] or not on_cpu["inference"]["deploy"].get("resources")
     assert "dcgm-exporter" not in on_cpu
@@ -45,19 +56,11 @@ def test_prometheus_accepts_configuration_and_rules_and_the_rules_pass_their_tes
 
 @pytest.mark.parametrize("service", OURS)
 def test_a_container_of_ours_has_no_rights(stack: Stack, service: str):
-    container = stack.containers(service)[0]
-    status = stack.docker("exec", container, "cat", "/proc/1/status").stdout
-    assert re.search(r"^Uid:\s+[1-9]", status, re.M)
-    assert re.search(r"^CapEff:\s+0+$", status, re.M)
-    assert re.search(r"^CapBnd:\s+0+$", status, re.M)
-    assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
-    written = stack.docker("exec", container, "python", "-c", "open('/opt/x', 'w')", check=False)
-    assert "Read-only file system" in written.stderr
+    assert_without_rights(stack, service)
 
 
 def test_ports_answer_on_loopback_only(stack: Stack):
-    addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
-    elsewhere = [address for address in addresses if ":" not in address and not address.startswith("127.")]
+    elsewhere = addresses_elsewhere()
     assert elsewhere
     for name in ("INFERENCE_PORT", "LOCUST_PORT", "PROMETHEUS_PORT"):
         socket.create_connection(("127.0.0.1", PORTS[name]), timeout=5).close()
@@ -101,7 +104,7 @@ def test_compare_prints_the_table_and_exits_with_the_gate(stack: Stack):
 def test_every_query_of_every_dashboard_returns_data_during_a_load(stack: Stack):
     brief = ("--implementations", "invalid", "--users", "1", "--duration", "3", "--slo", "p99=30s")
     stack.compose("run", "--rm", "-T", "bench", *brief)
-    with loaded(stack, "invalid"), refused_uploads():
+    with stack.loaded("invalid"), refused_uploads("invalid"):
         time.sleep(35)  # the rules' windows are 30 s
         empty = [expression for expression in queries() if not stack.query(expression)]
     assert empty == ["max by (figure) (detbench_limit_seconds)"], "a load of Locust has no limits"
@@ -115,12 +118,12 @@ def test_a_load_that_the_server_refuses_ends_with_the_reason_and_the_next_one_ru
     time.sleep(4)  # longer than workers take to report
     assert stack.statistics()["state"] == "stopped"
     assert all(each["occurrences"] <= len(workers) for each in stack.statistics()["errors"])
-    with loaded(stack, "invalid"):
+    with stack.loaded("invalid"):
         assert stack.containers("locust-worker") == workers
 
 
 def test_users_of_a_killed_worker_move_to_the_others(stack: Stack):
-    with loaded(stack, "invalid"):
+    with stack.loaded("invalid"):
         stack.docker("kill", stack.containers("locust-worker")[0])
         eventually(lambda: stack.value('sum(detbench_workers{state="missing"})') == 1)
         eventually(lambda: workers_up(stack) == 3)
@@ -129,7 +132,7 @@ def test_users_of_a_killed_worker_move_to_the_others(stack: Stack):
 
 
 def test_a_killed_server_is_seen_and_the_load_goes_on_when_it_is_back(stack: Stack):
-    with loaded(stack, "invalid"):
+    with stack.loaded("invalid"):
         container = stack.containers("inference")[0]
         stack.docker("kill", container)
         eventually(lambda: stack.value('up{job="inference"}') == 0)
@@ -141,12 +144,12 @@ def test_a_killed_server_is_seen_and_the_load_goes_on_when_it_is_back(stack: Sta
 
 def test_a_restarted_master_is_rejoined_by_its_workers(stack: Stack):
     container = stack.containers("locust-master")[0]
-    with loaded(stack, "invalid"):
+    with stack.loaded("invalid"):
         stack.docker("kill", container)
         eventually(lambda: stack.value('up{job="locust-master"}') == 0)
         stack.docker("start", container)
         eventually(lambda: stack.value('sum(detbench_workers{state=~"ready|running"})') == 3, within_s=120)
-    with loaded(stack, "invalid"):
+    with stack.loaded("invalid"):
         eventually(lambda: stack.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
 
 
@@ -160,46 +163,8 @@ def workers_up(stack: Stack) -> float:
     return stack.value('count(up{job="locust-worker"} == 1)')
 
 
-@contextmanager
-def loaded(stack: Stack, implementation: str) -> Iterator[None]:
-    """8 users send while the block runs."""
-    stack.swarm(users=8, implementation=implementation)
-    eventually(lambda: stack.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
-    try:
-        yield
-    finally:
-        stack.stop()
-
-
-@contextmanager
-def refused_uploads() -> Iterator[None]:
-    """Something that is not an image, again and again, so that the panel of errors has something to show."""
-    over = threading.Event()
-    url = f"http://127.0.0.1:{PORTS['INFERENCE_PORT']}/infer/invalid"
-
-    def send() -> None:
-        while not over.wait(1):
-            assert httpx.post(url, content=b"x", headers={"Content-Type": "image/jpeg"}).status_code == 400
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def queries() -> set[str]:
-    """Every query of every dashboard that needs no GPU, as Grafana would send it with its defaults."""
-    found = set()
-    for path in Path(ROOT / "grafana" / "dashboards").glob("*.json"):
-        dashboard = json.loads(path.read_text())
-        expressions = [
-            target["expr"] for panel in dashboard["panels"] if panel["type"] != "row" for target in panel["targets"]
-        ]
-        for expression in expressions:
-            if "DCGM" not in expression and "vram" not in expression:
-                found.add(expression.replace("$__rate_interval", RATE_INTERVAL).replace("$implementation", ".*"))
+    """Every query of every dashboard that needs neither a GPU nor a cluster."""
+    found = {expression for _, targets in panels() for expression, _ in targets if "ray_" not in expression}
     assert len(found) > 25
     return found
