@@ -41,7 +41,7 @@ class Arguments(BaseModel):
 def application(arguments: Arguments) -> serve.Application:
     """The application; number of replicas and resources of each are the deployment's, in Serve's configuration.
 
-    A replica has a GPU where the cluster has any, and a processor core elsewhere.
+    A replica has a GPU where the setting `device` says so, or is "auto" and the cluster has any by now; and a core.
 
     Raises:
         BadConfiguration: the settings cannot be used.
@@ -58,7 +58,10 @@ def application(arguments: Arguments) -> serve.Application:
 
 def deployment(settings: Settings) -> serve.Deployment:
     """The deployment of a server with these settings; Ray is running."""
-    on_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    # A cluster whose machines with GPUs are still to come has to say it.
+    on_gpu = settings.device.startswith("cuda") or (
+        settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+    )
     make = serve.deployment(
         max_ongoing_requests=settings.queue_size + _ROOM,
         max_queued_requests=_PROXY_QUEUE * settings.queue_size,
