@@ -96,6 +96,7 @@ def test_wrong_answers_are_found(detbench, reference: None, tensors: Path, capsy
     assert "finder claims to be exact and is not" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_detserver_is_measured_by_either_protocol(detbench, server: ServerProcess):
     common = ("--max-images", "2", "--duration", "3", "--users", "1", "--compare-outputs", "--implementations")
     assert detbench("reference", "--host", server.host, "--max-images", "2") == 0

@@ -34,6 +34,7 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((the_run(folder) / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_each_number_of_replicas_has_a_cluster_of_its_own_and_is_compared_with_one(detbench, tmp_path: Path, capsys):
     processes = StubProcesses(tmp_path, entry("baseline"), entry("quick"), device="cpu", infer_s=0.05)
     assert detbench(*SWEEP, "--replicas", "4", "1", "--repeats", "2", "--compare-outputs") == 0
@@ -98,6 +99,7 @@ def test_a_replica_that_answers_wrongly_is_named_alone_and_under_load(detbench, 
         ]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_goes_on_with_the_numbers_of_replicas_that_are_missing(detbench, tmp_path: Path):
     processes = StubProcesses(tmp_path, entry("quick"), infer_s=0.02)
     assert detbench(*SWEEP, "--replicas", "1", "2") == 0
