@@ -127,6 +127,7 @@ def test_a_search_that_was_killed_goes_on_and_measures_nothing_twice(detbench, p
     assert "measured to its end" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_that_never_holds_the_limits_has_none(detbench, photo_dir: Path, tmp_path: Path, capsys):
     with ScriptedServer(lambda number, since_s: (0.3, "good")) as server:
         options = ("--slo", "p90=100ms", "--max-rate", 2, "--max-duration", 40)

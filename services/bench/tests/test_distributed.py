@@ -143,9 +143,8 @@ def open_loop(
     return list(csv.DictReader((folder / "load_stats.csv").open())), log
 
 
-@pytest.mark.parametrize(
-    "processes", [pytest.param((), marks=pytest.mark.slow), ("--processes", "3")], ids=["alone", "three workers"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [(), ("--processes", "3")], ids=["alone", "three workers"])
 def test_locust_sends_a_schedule_that_its_workers_share(stub, data_dir, tmp_path: Path, processes: tuple[str, ...]):
     rows, log = open_loop(stub, data_dir, tmp_path, "--rate", "40", "--arrivals", "constant", "-t", "10s", *processes)
     assert "Traceback" not in log

@@ -62,6 +62,7 @@ def test_a_server_that_is_not_ours_is_measured_and_compared(detbench, reference:
     assert sweep.problems == []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_goes_on(detbench, reference: None, tensors: Path, capsys):
     with SmallOipServer([BOX]) as server:
         assert not detbench(

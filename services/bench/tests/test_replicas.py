@@ -71,6 +71,7 @@ def test_each_number_of_replicas_has_a_cluster_of_its_own_and_is_compared_with_o
     assert float(four["replica_rps_min"]) <= float(four["replica_rps_max"]) < float(four["rps"])
 
 
+@pytest.mark.slow
 def test_a_replica_that_answers_wrongly_is_named_alone_and_under_load(detbench, tmp_path: Path, capsys):
     StubProcesses(tmp_path, entry("baseline"), entry("quick"), device="cpu", infer_s=0.02, wrong=(2,))
     assert detbench(*SWEEP, "--replicas", "2", "3", "--compare-outputs", "--processes", "2") == 1

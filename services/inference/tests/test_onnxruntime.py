@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_its_answers_are_eager_ones(store: WeightsStore, photos: list[Path]):
     assert_same_answers(network(SMALL, store, "fp32", CPU), store, photos)
 
