@@ -4,10 +4,15 @@ import asyncio
 import io
 import logging
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -193,6 +198,20 @@ def test_a_cluster_says_of_all_replicas_what_a_server_says_of_itself(holding: Ma
     assert counted(httpx.get(f"{holding.url}/metrics").text, "hold") - answered == Counter({200: 40})
 
 
+def test_a_replica_that_hangs_hides_no_other(holding: Machines):
+    hanging, *others = holding.replicas()
+    os.kill(hanging["pid"], signal.SIGSTOP)
+    try:
+        # Asked until one of the others is, which is not up to us.
+        metrics = _eventually_answered(f"{holding.url}/metrics")
+        health = _eventually_answered(f"{holding.url}/health")
+    finally:
+        os.kill(hanging["pid"], signal.SIGCONT)
+    assert all(f'replica="{each["replica"]}"' in metrics.text for each in others)
+    assert hanging["replica"] not in metrics.text
+    assert {each["replica"] for each in health.json()["replicas"]} == {each["replica"] for each in others}
+
+
 def test_a_cluster_serves_one_implementation_and_says_so(holding: Machines, content: bytes):
     listed = {each["name"]: each for each in httpx.get(f"{holding.url}/implementations").json()}
     assert listed["hold"]["model_sets"] == ["quick"]
@@ -305,6 +324,13 @@ def test_a_replica_that_cannot_serve_ends_the_start_with_a_line(tmp_path: Path, 
         start(tmp_path, True, quick | {"DETSERVER_REPLICAS": "1", "DETSERVER_PRELOAD": "nothing"}, PROCESS)
 
 
+def _eventually_answered(url: str) -> httpx.Response:
+    for _ in range(8):
+        with suppress(httpx.TimeoutException):
+            return httpx.get(url, timeout=8).raise_for_status()
+    raise AssertionError(f"no answer from {url}")
+
+
 def _addresses_of_ray(driver: int) -> set[str]:
     """Where all processes listen that belong to the cluster of a driver."""
     tree = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
@@ -313,6 +339,16 @@ def _addresses_of_ray(driver: int) -> set[str]:
     found = {each.laddr.ip for each in listening if each.pid in pids}
     assert found
     return found
+
+
+def test_a_port_that_is_taken_ends_the_start_with_a_line(tmp_path: Path, quick: dict[str, str]):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        settings = {"DETSERVER_REPLICAS": "1", "DETSERVER_PRELOAD": "invalid", "DETSERVER_PORT": port}
+        environment = os.environ | quick | settings
+        ended = subprocess.run([sys.executable, *PROCESS], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert re.search(rf"^error: .*127.0.0.1:{port}", ended.stderr, re.MULTILINE)
 
 
 def _found(answer: dict[str, Any]) -> list[DetectionOutput]:

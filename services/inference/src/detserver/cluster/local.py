@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,19 +34,23 @@ def serve_replicas(settings: Settings) -> None:
     if len(settings.preload) != 1:
         raise BadConfiguration("--replicas serves one implementation: say which, as in --preload fastest@mixed")
     with _cluster():
-        serve.start(
-            proxy_location="HeadOnly",
-            logging_config=LoggingConfig(log_level="WARNING"),
-            http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": settings.keep_alive_s},
-        )
         each = _share(settings)
         try:
+            serve.start(
+                proxy_location="HeadOnly",
+                logging_config=LoggingConfig(log_level="WARNING"),
+                http_options={
+                    "host": settings.host,
+                    "port": settings.port,
+                    "keep_alive_timeout_s": settings.keep_alive_s,
+                },
+            )
             replicas = deployment(each).options(
                 num_replicas=settings.replicas, ray_actor_options=_resources(settings.replicas)
             )
             serve.run(replicas.bind(each), name=NAME)
         except RuntimeError as error:
-            raise BadConfiguration(_reason() or str(error)) from error
+            raise BadConfiguration(_reason(error)) from error
         log.info("%d replicas ready on http://%s:%d", settings.replicas, settings.host, settings.port)
         while True:
             signal.pause()
@@ -94,8 +99,9 @@ def _resources(replicas: int) -> dict[str, Any]:
     }
 
 
-def _reason() -> str:
-    """Why replicas do not start: the last line of the traceback that Ray keeps."""
-    status = serve.status().applications[NAME].deployments.values()
-    lines = [line.strip() for deployment in status for line in deployment.message.splitlines() if line.strip()]
-    return lines[-1].rpartition("Exception: ")[2] if lines else ""
+def _reason(error: RuntimeError) -> str:
+    """What is wrong: the last line of the traceback that Ray keeps of the replicas, or else of the error."""
+    found = serve.status().applications.get(NAME)
+    messages = [each.message for each in found.deployments.values()] if found else [str(error)]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else repr(error)

@@ -99,7 +99,7 @@ class Replica:
 
         from detserver.http import schemas
 
-        asked = httpx.ASGITransport(self._app)
+        asked = httpx.ASGITransport(self._app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=asked, base_url="http://replica") as client:
             response = await client.post(
                 f"/infer/{quote(implementation, safe='')}", params=query, headers=headers, content=body

@@ -12,6 +12,9 @@ from detserver.http.routes import IMAGE_BODY, ModelSetName, problems
 from detserver.http.server import Server
 from detserver.http.upload import read_body
 
+# Less than the 2 s after which Prometheus gives up: a replica that hangs leaves a gap in its own series alone.
+_SCRAPED_WITHIN_S = 1.0
+
 # After a request's deadline.
 _ANSWERED_S = 5.0
 
@@ -62,12 +65,15 @@ def add_routes(app: FastAPI, siblings: Siblings) -> None:
 
     @router.get("/metrics", summary="Prometheus metrics of all replicas, by `replica`", response_class=Response)
     async def metrics() -> Response:
-        return Response(exposition(dict(await siblings.ask("own_metrics"))), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            exposition(dict(await siblings.ask("own_metrics", limit_s=_SCRAPED_WITHIN_S))),
+            media_type=CONTENT_TYPE_LATEST,
+        )
 
     @router.post(
         "/replicas/infer/{implementation}",
         summary="What every replica finds in one image",
-        responses=problems(408, 413, 422, 429),
+        responses=problems(408, 413, 415, 422, 429),
         openapi_extra=IMAGE_BODY,
     )
     async def infer_by_all(
