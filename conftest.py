@@ -27,11 +27,21 @@ socketserver.BaseServer.handle_error = _print_unless_gone  # type: ignore[method
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server, or networks, run in one process, so that these are made once; slow ones come first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=_when)
     for item in items:
+        if item.get_closest_marker("xdist_group"):  # with a second one it would be in a third group, the union of them
+            continue
         package = Path(item.path).relative_to(Path(__file__).parent).parts[1]
-        for shared in {"server", "small"} & {*getattr(item, "fixturenames", ())}:
-            item.add_marker(pytest.mark.xdist_group(f"{shared} of {package}"))
+        for shared in ("server", "small"):
+            if shared in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(f"{shared} of {package}"))
+                break
+
+
+def _when(item: pytest.Item) -> int:
+    if item.get_closest_marker("calm"):
+        return 1
+    return 0 if item.get_closest_marker("slow") else 2
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,14 @@ from PIL import Image
 from running_server import PROCESS, free_port, start
 from same_answers import assert_equal
 
+from detserver.__main__ import RAY
 from detserver.postprocess import DetectionOutput
 
-# Read when Ray is imported: all of it listens on 127.0.0.1.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+for name, value in RAY.items():
+    os.environ.setdefault(name, value)
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.calm, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
 
 # Holds its device for 100 ms without a processor core, as a GPU of its own would.
 PLUGIN = """
@@ -108,7 +109,7 @@ class Machines:
         self.cluster.shutdown()
 
 
-def until(reached: Callable[[], bool], limit_s: float = 120.0) -> None:
+def until(reached: Callable[[], bool], limit_s: float = 300.0) -> None:
     """Wait until something is so."""
     end = time.monotonic() + limit_s
     while not reached():
@@ -132,7 +133,6 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machines(plugin: Path, quick: dict[str, str]) -> Iterator[Machines]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(plugin), prepend=":")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         for name, value in quick.items():
             patch.setenv(name, value)
         started = Machines()

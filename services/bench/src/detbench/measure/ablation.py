@@ -38,7 +38,7 @@ _FEWEST, _MOST = 12, 400
 _KEPT_ROUNDS, _ROUNDS = 24, 2
 # Servers that stay are started anew so often, as rounds allow: a process is fast or slow as long as it lives, too. Of
 # the same networks a second one took 0.85 of the time, while the quartiles of each were 4 % apart.
-_PROCESSES = 3
+_PROCESSES = 6
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def serve_replicas(settings: Settings) -> None:
                 num_replicas=settings.replicas, ray_actor_options=_resources(settings.replicas)
             )
             serve.run(replicas.bind(each), name=NAME)
-        except RuntimeError as error:
+        except (RuntimeError, TimeoutError) as error:
             raise BadConfiguration(_reason(error)) from error
         log.info("%d replicas ready on http://%s:%d", settings.replicas, settings.host, settings.port)
         while True:
@@ -99,7 +99,7 @@ def _resources(replicas: int) -> dict[str, Any]:
     }
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: RuntimeError | TimeoutError) -> str:
     """What is wrong: the last line of the traceback that Ray keeps of the replicas, or else of the error."""
     found = serve.status().applications.get(NAME)
     messages = [each.message for each in found.deployments.values()] if found else [str(error)]
