@@ -301,6 +301,7 @@ def test_what_is_no_ablation_is_told_in_one_line(detbench, stub: StubServer, cap
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_terminated_ablation_keeps_what_was_measured_and_reports_it(stub: StubServer, data_dir: Path, tmp_path: Path):
     stub.infer_s = 0.5
     environment = os.environ | {"BENCHMARK_OUTPUTS_DIR": str(tmp_path), "BENCHMARK_DATA_DIR": str(data_dir)}

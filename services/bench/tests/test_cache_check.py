@@ -38,6 +38,7 @@ def test_an_image_costs_the_same_again_where_nothing_is_kept():
     assert found.low < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps", [0, 1000])
 def test_a_cache_is_a_doubt_about_every_run_of_a_sweep(detbench, tmp_path: Path, keeps: int):
     with PhotoServer(entry("baseline"), entry("x")) as server:

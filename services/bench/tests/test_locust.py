@@ -135,6 +135,7 @@ def test_run_time_and_statistics_begin_when_the_load_does(stub, locust: Locust, 
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_master_that_is_quicker_than_its_workers_waits_for_them(stub, locust: Locust, tmp_path: Path):
     slow = tmp_path / "slow.py"
     slow.write_text(

@@ -114,6 +114,7 @@ def test_a_run_that_was_broken_off_goes_on_with_the_numbers_of_replicas_that_are
     assert len(processes.calls()) == before + 2  # one is asked what there is
 
 
+@pytest.mark.slow
 def test_a_replica_with_other_weights_is_told_in_a_line(detbench, tmp_path: Path):
     StubProcesses(tmp_path, entry("quick"), other_weights=(1,))
     assert detbench(*SWEEP, "--replicas", "1", "2") == 1

@@ -58,6 +58,7 @@ def ended(server: RunningServer) -> int:
     return server.process.wait(120)
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_middle_of_a_load_breaks_no_request(start_server, photos: list[Path]):
     server = start_server(program=PROCESS, preload="invalid,baseline")
     data = photos[0].read_bytes()

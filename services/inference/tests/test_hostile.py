@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "3000"))
+WARM_UP = 2000
 CLIENTS = 12
 DOCUMENTED = {200, 400, 404, 405, 408, 409, 413, 415, 422, 429, 503}
 NO_ANSWER = 0
@@ -156,9 +157,10 @@ def test_thousands_of_hostile_requests_leave_the_server_as_it_was(start_server, 
             found.append(float(httpx.get(f"{server.url}/vram").json()["resident_mb"]))
         return min(found)
 
-    asyncio.run(attack(server.url, photo, 1000, seed=1))
+    # On a busy machine it takes more than 1000 until the allocator has all that it keeps.
+    statuses = asyncio.run(attack(server.url, photo, WARM_UP, seed=1))
     first_mb = resident_mb()
-    statuses = asyncio.run(attack(server.url, photo, REQUESTS - 1000, seed=2))
+    statuses += asyncio.run(attack(server.url, photo, REQUESTS - WARM_UP, seed=2))
     assert set(statuses) <= DOCUMENTED | {NO_ANSWER}, statuses
     assert {200, 400, 404, 409, 413, 415, 422} <= set(statuses)
     assert resident_mb() <= 1.05 * first_mb

@@ -164,6 +164,7 @@ def proc_says(server: RunningServer) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_a_server_tells_what_proc_says_of_it_and_its_peak_of_each_load(start_server, photos: list[Path]):
     server = start_server(preload="none")
 
