@@ -8,6 +8,7 @@ import torch
 from same_answers import assert_equal
 
 from detserver.implementations import Registry
+from detserver.models.model_sets import ModelSet
 from detserver.recipes import search as search_module
 from detserver.recipes.recipe import BATCH_SIZES, Recipe, Search
 from detserver.recipes.search import Found, Memory, candidates, search
@@ -206,7 +207,7 @@ def test_what_cannot_be_converted_is_left_out(weights, small, monkeypatch, caplo
 
     monkeypatch.setattr("detserver.recipes.backends.onnxruntime_network.prepare", fails)
     monkeypatch.setattr("detserver.recipes.backends.onnxruntime_network.network", fails)
-    implementation = Registry().get("fastest")(small, weights, CPU)
+    implementation = Registry().get("fastest")(ModelSet("one", small.models[:1]), weights, CPU)
     implementation.prepare()
     implementation.load()
     assert str(torch_alone[0]) in implementation.remark

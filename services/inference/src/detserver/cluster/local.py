@@ -46,7 +46,9 @@ def serve_replicas(settings: Settings) -> None:
                 },
             )
             replicas = deployment(each).options(
-                num_replicas=settings.replicas, ray_actor_options=_resources(settings.replicas)
+                num_replicas=settings.replicas,
+                max_constructor_retry_count=1,  # what fails at the start would fail at Ray's second and third try, too
+                ray_actor_options=_resources(settings.replicas),
             )
             serve.run(replicas.bind(each), name=NAME)
         except (RuntimeError, TimeoutError) as error:
