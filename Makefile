@@ -29,7 +29,7 @@ REPEATS ?= 2
 IMPLEMENTATIONS ?= baseline invalid fastest
 # Three at a time on two cores: tests wait for each other's servers and loads as much as they compute. Threads of torch that wait for
 # work otherwise spin on the cores that the other process needs: 0.87 of the time.
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 4 --dist loadgroup
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 3 --dist loadgroup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -74,7 +74,7 @@ bench-peers: $(PEERS)/.installed $(if $(wildcard $(TRITON_PYTHON)),$(TRITON)/.in
 	$(PEERS)/bin/python services/bench/peers/bench.py
 
 test: lint ## lint, types and tests
-	$(PYTEST)
+	$(PYTEST) --numprocesses 4
 
 test-slow: install ## parity of exact implementations, torch.compile, whole sessions (minutes)
 	$(PYTEST) -m slow --timeout 1500
