@@ -26,10 +26,10 @@ from PIL import Image
 from running_server import PROCESS, free_port, start
 from same_answers import assert_equal
 
-from detserver.__main__ import RAY
+from detserver.__main__ import RAY_ENVIRONMENT
 from detserver.postprocess import DetectionOutput
 
-for name, value in RAY.items():
+for name, value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 ray = pytest.importorskip("ray", reason="ray is not installed")
 

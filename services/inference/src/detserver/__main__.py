@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Read when Ray is imported. The first lets every port of it be open on 127.0.0.1 alone, on Linux, too. The last: on a
 # busy machine its proxy is up after more than the 5 s that Ray gives it before it starts another.
-RAY = {
+RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
@@ -70,7 +70,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _serve_replicas(settings: Settings) -> int:
-    os.environ.update(RAY | os.environ)
+    os.environ.update(RAY_ENVIRONMENT | os.environ)
     try:
         from detserver.cluster.local import serve_replicas
     except ModuleNotFoundError as error:
