@@ -27,9 +27,9 @@ DURATION ?= 8
 # Rounds, A B and B A: without a second one nothing is known of the noise.
 REPEATS ?= 2
 IMPLEMENTATIONS ?= baseline invalid fastest
-# Three at a time on two cores: tests wait for each other's servers and loads as much as they compute. Threads of torch that wait for
+# Four at a time on two cores: tests wait for each other's servers and loads as much as they compute. Threads of torch that wait for
 # work otherwise spin on the cores that the other process needs: 0.87 of the time.
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 3 --dist loadgroup
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -74,14 +74,16 @@ bench-peers: $(PEERS)/.installed $(if $(wildcard $(TRITON_PYTHON)),$(TRITON)/.in
 	$(PEERS)/bin/python services/bench/peers/bench.py
 
 test: lint ## lint, types and tests
-	$(PYTEST) --numprocesses 4
+	$(PYTEST)
 
 test-slow: install ## parity of exact implementations, torch.compile, whole sessions (minutes)
-	$(PYTEST) -m slow --timeout 1500
+	$(PYTEST) -m "slow and not alone" --timeout 1500
+	$(PYTEST) -m alone --numprocesses 0
 
 # What both need, as random weights and servers, is made once.
 test-all: lint ## test and test-slow in one session
-	$(PYTEST) -m "slow or not slow" --timeout 1500
+	$(PYTEST) -m "not alone" --timeout 1500
+	$(PYTEST) -m alone --numprocesses 0
 
 lint: install ## ruff, mypy, import-linter and hadolint
 	$(BIN)/ruff check .

@@ -38,10 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 break
 
 
-def _when(item: pytest.Item) -> int:
-    if item.get_closest_marker("calm"):
-        return 1
-    return 0 if item.get_closest_marker("slow") else 2
+def _when(item: pytest.Item) -> tuple[bool, float]:
+    """Slow ones first, and of these first what may take longest, so that no process works on alone at the end."""
+    limit = item.get_closest_marker("timeout")
+    return item.get_closest_marker("slow") is None, -(limit.args[0] if limit else 0)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ for name, value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.calm, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 # Holds its device for 100 ms without a processor core, as a GPU of its own would.
 PLUGIN = """
@@ -241,7 +241,7 @@ def test_four_replicas_serve_3_6_times_as_much_as_one(machines: Machines, conten
         load = partial(closed_loop, machines.url, post("hold", content), 4 * replicas, 5.0)
         rates[replicas] = max(asyncio.run(load()) for _ in range(2))  # others may use the cores meanwhile
     log.info("requests per second, by replicas: %s", rates)
-    assert 5 < rates[1] <= 10.5
+    assert rates[1] == pytest.approx(10, rel=0.2)
     assert rates[4] >= 3.6 * rates[1]
 
 
@@ -304,7 +304,7 @@ def test_too_much_is_refused_at_once_by_the_cluster_as_a_whole(holding: Machines
     load = asyncio.run(open_loop(holding.url, post("hold", content), 80, 10.0, connections=128))
     counts = load.counts()
     assert set(counts) == {200, 429}
-    assert 100 < counts[200] < 480
+    assert 200 < counts[200] < 480
     assert all(each.retry_after for each in load.outcomes if each.status == 429)
     log.info("seconds until a refusal, p50 and p90: %s", [percentile(load.took_s(429), rank) for rank in (50, 90)])
     assert percentile(load.took_s(429), 90) < 0.5  # 21 ms on an idle machine: docs/cluster.md
