@@ -113,13 +113,21 @@ class Stack:
 
     @contextmanager
     def loaded(self, implementation: str) -> Iterator[None]:
-        """8 users send while the block runs."""
+        """8 users send, from every worker, while the block runs."""
         self.swarm(users=8, implementation=implementation)
+        eventually(self._is_loaded)
         eventually(lambda: self.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
         try:
             yield
         finally:
             self.stop()
+
+    def _is_loaded(self) -> bool:
+        """What Locust says: Prometheus still has the rate of a load that has just ended."""
+        shown = self.statistics()
+        running = [worker for worker in shown["workers"] if worker["state"] == "running"]
+        everyone = len(running) == len(self.containers("locust-worker"))
+        return shown["state"] == "running" and everyone and self.locust_requests() > 0
 
     def leftovers(self) -> list[str]:
         label = f"label=com.docker.compose.project={PROJECT}"

@@ -20,6 +20,12 @@ needs_a_compiler = pytest.mark.skipif(unavailable_reason(torch.device("cpu")) is
 DEADLINE_MS = 2000
 SECONDS = 15.0
 JPEG = {"Content-Type": "image/jpeg"}
+ONE_NETWORK = """
+[[model_sets.quick.models]]
+architecture = "tf_efficientdet_d0"
+num_classes = 90
+image_size = 128
+"""
 
 
 @pytest.mark.timeout(300)
@@ -133,7 +139,9 @@ def test_images_of_clients_that_have_gone_do_not_reach_the_device(start_server, 
 def test_what_is_loaded_is_served_while_another_is_made_and_who_asks_for_that_waits_no_longer_than_it_wants(
     start_server, photos: list[Path], tmp_path: Path, slow_to_load: str
 ):
-    server = start_server(preload="baseline", data_dir=str(tmp_path))
+    one = tmp_path / "model_sets.toml"
+    one.write_text(ONE_NETWORK)
+    server = start_server(preload="baseline", data_dir=str(tmp_path), model_sets_file=str(one))
     content = photos[0].read_bytes()
     alone = asyncio.run(open_loop(server.url, post("baseline", content), 1.0, 8.0, connections=4))
 
