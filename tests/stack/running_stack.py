@@ -114,20 +114,19 @@ class Stack:
     @contextmanager
     def loaded(self, implementation: str) -> Iterator[None]:
         """8 users send, from every worker, while the block runs."""
+        eventually(lambda: self._all_workers_are("ready"))
         self.swarm(users=8, implementation=implementation)
-        eventually(self._is_loaded)
+        eventually(lambda: self._all_workers_are("running") and self.locust_requests() > 0)
         eventually(lambda: self.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
         try:
             yield
         finally:
             self.stop()
 
-    def _is_loaded(self) -> bool:
-        """What Locust says: Prometheus still has the rate of a load that has just ended."""
-        shown = self.statistics()
-        running = [worker for worker in shown["workers"] if worker["state"] == "running"]
-        everyone = len(running) == len(self.containers("locust-worker"))
-        return shown["state"] == "running" and everyone and self.locust_requests() > 0
+    def _all_workers_are(self, state: str) -> bool:
+        """By Locust: in Prometheus there is still the load that has just ended, and its workers."""
+        states = [worker["state"] for worker in self.statistics()["workers"]]
+        return states.count(state) == len(self.containers("locust-worker"))
 
     def leftovers(self) -> list[str]:
         label = f"label=com.docker.compose.project={PROJECT}"
