@@ -116,9 +116,9 @@ class Stack:
         """8 users send, from every worker, while the block runs."""
         eventually(lambda: self._all_workers_are("ready"))
         self.swarm(users=8, implementation=implementation)
-        eventually(lambda: self._all_workers_are("running") and self.locust_requests() > 0)
-        eventually(lambda: self.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
         try:
+            eventually(lambda: self._all_workers_are("running") and self.locust_requests() > 0)
+            eventually(lambda: self.value('sum(rate(detbench_requests_total{outcome="success"}[8s]))') > 0)
             yield
         finally:
             self.stop()
