@@ -127,14 +127,14 @@ def test_a_worker_that_is_taken_away_and_a_stack_that_is_stopped_answer_what_the
         statuses.append(answer.status_code)
 
     for end in (partial(scale, cluster, 1), partial(cluster.compose, "stop")):
-        clients = [threading.Thread(target=send) for _ in range(4)]
+        clients = [threading.Thread(target=send) for _ in range(8)]
         for client in clients:
             client.start()
         eventually(lambda: cluster.value("sum(detserver_queue_depth)") > 1, within_s=20)
         end()
         for client in clients:
             client.join()
-    assert statuses == [200] * 8
+    assert statuses == [200] * 16
 
 
 def test_down_leaves_nothing(cluster: Stack):
